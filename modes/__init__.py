@@ -1,0 +1,1 @@
+"""What each cluster operation mode means on layer 2.  Pure: computes a LinkPlan, applies nothing."""

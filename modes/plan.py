@@ -1,0 +1,42 @@
+"""The LinkPlan: everything that a mode wants of a host's network interface, as plain data."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface
+
+
+class Mode(StrEnum):
+    """The cluster operation mode; IGMP is NLB's multicast mode with IGMP support."""
+
+    UNICAST = "unicast"
+    MULTICAST = "multicast"
+    IGMP = "igmp"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkPlan:
+    """What must hold on the cluster interface while the host is started.
+
+    MAC addresses are 6 bytes.  ``interface_mac`` None keeps the interface's own address.
+    """
+
+    interface: str
+    mode: Mode
+    cluster_ip_addresses: tuple[IPv4Interface, ...]
+    """Added after everything else stands, removed before anything else falls."""
+    cluster_mac: bytes
+    """Destination of every client frame, and the answer to every ARP request for a cluster IP."""
+    secondary_mac: bool
+    """Unicast: ``cluster_mac`` becomes a secondary address of the interface."""
+    interface_mac: bytes | None
+    """Unicast: 02-h-w-x-y-z, what the switch learns instead of the cluster MAC."""
+    join_mac: bool
+    """Multicast: ``cluster_mac`` joined as a packet membership."""
+    igmp_group: IPv4Address | None
+    """IGMP: group to join, 239.255.y.z."""
+    heartbeat_destination: bytes
+    nft_ruleset: str
+    """One nft transaction that builds table ``netdev softnlb_<interface>``: packet type, ARP
+    payload, wrong-interface and never-forward drops."""
+    sysctls: tuple[tuple[str, str], ...]
+    """(path below /proc/sys, value) to set while started."""

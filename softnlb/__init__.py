@@ -1,0 +1,3 @@
+"""The core of softnlb: packets and their filter, the agent, the command line."""
+
+__version__ = "0.1.0"

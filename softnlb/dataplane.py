@@ -1,0 +1,36 @@
+"""The boundary to whatever drops and keeps packets: four calls, two implementations."""
+
+from typing import Protocol
+
+from softnlb.filter import FilterTable
+
+
+class DataPlane(Protocol):
+    """A packet filter for one cluster on one interface.
+
+    ``install`` is idempotent and atomic: a packet meets the old table or the new one, never a
+    mixture, and a table is only obeyed until its ``valid_until_ms``.
+    """
+
+    name: str
+
+    def attach(self, interface: str) -> None:
+        """Begin to filter with an empty table: nothing is kept until ``install``.
+
+        Raises DataPlaneUnavailable when the machine lacks what this plane needs.
+        """
+
+    def install(self, table: FilterTable) -> None:
+        """Obey this table from now on."""
+
+    def renew(self, valid_until_ms: int) -> None:
+        """Extend the lease of the installed table (boot-time clock, ms)."""
+
+    def counters(self) -> dict[str, int]:
+        """Packets per reason since ``attach``."""
+
+    def intact(self) -> bool:
+        """False when a piece of this plane was removed by somebody else."""
+
+    def detach(self) -> None:
+        """Remove every trace of this plane.  Safe to call twice."""

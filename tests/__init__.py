@@ -1,0 +1,1 @@
+"""Tests of softnlb: one file per module, the simulator, scenario files, labs end to end."""
