@@ -1,0 +1,39 @@
+# softnlb: the two commands of a newcomer are `make demo` and `make test`.
+# Both set up what they need first, say what that is, and install nothing the second time.
+
+.PHONY: help setup demo test check soak clean
+
+VENV := .venv/bin
+SEEDS ?= 20000
+
+help:
+	@echo "make demo    a real 4-host cluster on this machine: flooding, drainstop, a host killed"
+	@echo "make test    all tests"
+	@echo "make check   style, types, import rule"
+	@echo "make soak    SEEDS=$(SEEDS) simulated episodes, all cores"
+	@echo "make setup   only what demo needs: .venv with softnlb in it"
+	@echo "make clean   remove what make made"
+
+setup:
+	@sh .ci/setup demo
+
+demo: setup
+	@$(VENV)/python -m labs.demo
+
+test:
+	@sh .ci/setup test
+	@$(VENV)/python -m pytest
+
+check:
+	@sh .ci/setup test
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+	@$(VENV)/lint-imports
+
+soak:
+	@sh .ci/setup test
+	@$(VENV)/python -m tests.simulator --seeds $(SEEDS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,403 @@
+"""The agent: the one loop between the world and the convergence machine.
+
+Sockets and clock go in, ``Machine.step`` decides, its outputs are carried out in their order.
+Nothing else in the house reads the clock of a running host.
+"""
+
+import logging
+import os
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from convergence.events import (
+    Command,
+    CommandReceived,
+    FrameReceived,
+    HostProbed,
+    HostState,
+    IdleScanned,
+    Input,
+    LeaseRenewed,
+    LogEvent,
+    MapsChanged,
+    Output,
+    ProbeHost,
+    SendFrame,
+    Severity,
+    Tick,
+)
+from convergence.machine import HostConfig, Machine
+from softnlb import sockdiag, state
+from softnlb.answers import Answers
+from softnlb.arp_probe import ArpProbe
+from softnlb.config import ClusterConfig, load_in_child
+from softnlb.control import ControlServer, socket_path
+from softnlb.errors import SoftnlbError
+from softnlb.filter import FilterTable
+from softnlb.planes import choose
+from softnlb.scanner import Scan, Scanner
+from softnlb.serving import Serving, table_of
+
+log = logging.getLogger("softnlb")
+
+EVENTS_MAX = 100
+FRAMES_PER_TURN = 64
+"""Heartbeats handled before the loop looks at its deadlines again."""
+
+LEVELS = {
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.ERROR: logging.ERROR,
+}
+
+
+def boot_ms() -> int:
+    """The boot-time clock in whole milliseconds; it goes on while the machine is suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def host_config(config: ClusterConfig) -> HostConfig:
+    """What the convergence machine needs of a configuration."""
+    return HostConfig(
+        host_id=config.host_id,
+        cluster_ip_address=IPv4Address(config.cluster_ip_addresses[0].ip),
+        dedicated_ip_address=IPv4Address(config.dedicated_ip_address.ip),
+        period_ms=config.alive_message_period_ms,
+        tolerance=config.alive_message_tolerance,
+        rules=config.port_rules,
+        load_weights=config.load_weights,
+        handling_priorities=config.handling_priorities,
+        config_digest=config.digest,
+        key=config.keys[0] if config.keys else None,
+    )
+
+
+class Agent:
+    """One host of one cluster."""
+
+    def __init__(self, config: ClusterConfig, data_plane: str) -> None:
+        self.config = config
+        self.directory = state.state_directory(config)
+        self.data_plane = data_plane
+        self.suspended = False
+        self.events: deque[tuple[float, LogEvent]] = deque(maxlen=EVENTS_MAX)
+        self.serving: Serving | None = None
+        self.machine = Machine(host_config(config), boot_ms())
+        self.scan: Scan | None = None
+        self._drain_deadline_ms: int | None = None
+        self._drain_began_ms = 0
+        self._next_scan_ms = 0
+        self._running = True
+        self._restart = False
+        self._loop = selectors.DefaultSelector()
+        self._scanner = Scanner()
+        self._loop.register(self._scanner, selectors.EVENT_READ, self._scanned)
+        self._probes: dict[int, ArpProbe] = {}
+        self.control = ControlServer(socket_path(config), Answers(self).answer)
+        self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
+        self._signals()
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self, force: bool) -> None:
+        """Begin in the state that NLB would begin in, and go on until told to end."""
+        begin = state.initial(self.directory, self.config)
+        self.suspended = begin == "suspended"
+        try:
+            if begin == "started":
+                self.start(force)
+            while self._running or self.serving is not None:
+                self._turn()
+        finally:
+            if self.serving is not None:
+                self.serving.stop()
+            self.control.close()
+            self._scanner.close()
+
+    def _turn(self) -> None:
+        now_ms = boot_ms()
+        deadline_ms = self.machine.next_deadline_ms()
+        if self.serving is not None:
+            deadline_ms = min(deadline_ms, self._next_scan_ms)
+        if self._drain_deadline_ms is not None:
+            deadline_ms = min(deadline_ms, self._drain_deadline_ms)
+        for probe in self._probes.values():
+            deadline_ms = min(deadline_ms, probe.next_deadline_ms())
+        for key, _ in self._loop.select(max(0, deadline_ms - now_ms) / 1000):
+            key.data()
+        now_ms = boot_ms()
+        if now_ms >= self.machine.next_deadline_ms():
+            self.step(Tick(now_ms))
+        self._advance_probes(now_ms)
+        self._advance_drain(now_ms)
+        if self.serving is not None and now_ms >= self._next_scan_ms:
+            self._next_scan_ms = now_ms + max(200, self.config.alive_message_period_ms)
+            self._scanner.want(self.serving.table, now_ms)
+
+    def step(self, event: Input) -> None:
+        """One input to the machine, its outputs to the world, in their order."""
+        for output in self.machine.step(event):
+            self._carry_out(output)
+        if self.serving is not None and self._state() == HostState.STOPPED:
+            self._end_serving()
+
+    def _carry_out(self, output: Output) -> None:
+        serving = self.serving
+        if isinstance(output, LogEvent):
+            self.tell(output)
+        elif serving is None:
+            return
+        elif isinstance(output, SendFrame):
+            if serving.heartbeats is not None:
+                serving.heartbeats.send(output.payload)
+        elif isinstance(output, MapsChanged):
+            serving.install(output, self.machine.status(boot_ms()).rule_states)
+        elif isinstance(output, LeaseRenewed):
+            serving.renew(output.valid_until_ms)
+        elif isinstance(output, ProbeHost):
+            self._probe(output)
+
+    def _state(self) -> HostState:
+        return self.machine.status(boot_ms()).state
+
+    # ------------------------------------------------------------ what wakes the loop
+
+    def _signals(self) -> None:
+        # A byte in a pipe instead of work in a handler: the loop finishes what it is doing.
+        receive, send = socket.socketpair()
+        for end in (receive, send):
+            end.setblocking(False)
+        signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        self._loop.register(receive, selectors.EVENT_READ, lambda: self._signalled(receive))
+        self._wakeup = send
+
+    def _signalled(self, receive: socket.socket) -> None:
+        receive.recv(64)
+        if not self._running:
+            # Asked twice: leave without the hand-over.
+            self._end_serving()
+        self._running = False
+        if self.serving is not None:
+            self.stop()
+
+    def _frames(self) -> None:
+        serving = self.serving
+        if serving is None or serving.heartbeats is None:
+            return
+        for _ in range(FRAMES_PER_TURN):
+            frame = serving.heartbeats.receive()
+            if frame is None:
+                return
+            now_ms = boot_ms()
+            self.step(FrameReceived(now_ms, frame.payload, now_ms - frame.age_ms, frame.source_mac))
+            if self.serving is not serving:
+                return
+
+    def _changed_by_others(self, monitor: socket.socket) -> None:
+        serving = self.serving
+        if serving is None or not serving.disturbed(monitor):
+            return
+        if serving.intact():
+            return
+        self.tell(
+            LogEvent("repair", Severity.WARNING, "Somebody removed a piece of ours; repairing it.")
+        )
+        try:
+            serving.repair()
+        except (SoftnlbError, OSError) as error:
+            text = f"Repair failed, this host leaves the cluster: {error}"
+            self.tell(LogEvent("repair-failed", Severity.ERROR, text))
+            self.stop()
+
+    def _scanned(self) -> None:
+        for scan in self._scanner.results():
+            self.scan = scan
+            now_ms = boot_ms()
+            if self.serving is not None:
+                self.step(IdleScanned(now_ms, scan.began_ms, scan.idle, scan.syn_cookie_ms))
+
+    def _probe(self, wanted: ProbeHost) -> None:
+        if wanted.host_id in self._probes:
+            return
+        probe = ArpProbe(self.config.interface, wanted, boot_ms())
+        self._probes[wanted.host_id] = probe
+        self._loop.register(probe, selectors.EVENT_READ, probe.receive)
+
+    def _advance_probes(self, now_ms: int) -> None:
+        for host_id, probe in list(self._probes.items()):
+            gone = probe.advance(now_ms)
+            if gone is None:
+                continue
+            self._loop.unregister(probe)
+            probe.close()
+            del self._probes[host_id]
+            self.step(HostProbed(now_ms, host_id, probe.host_code, gone))
+
+    def _advance_drain(self, now_ms: int) -> None:
+        if self._state() != HostState.DRAINING:
+            self._drain_deadline_ms = None
+            return
+        late = self._drain_deadline_ms is not None and now_ms >= self._drain_deadline_ms
+        scan = self.scan
+        empty = scan is not None and scan.began_ms > self._drain_began_ms and scan.connections == 0
+        if late or empty:
+            self._drain_deadline_ms = None
+            self.step(CommandReceived(now_ms, Command.DRAIN_COMPLETE))
+
+    # ------------------------------------------------------------ what operators ask for
+
+    def start(self, force: bool = False) -> None:
+        """Join the cluster; on a draining host, end the drain."""
+        now_ms = boot_ms()
+        if self.serving is None:
+            plane = choose(self.data_plane)
+            serving = Serving(self.config, plane, self.directory)
+            serving.start()
+            self.serving = serving
+            if serving.heartbeats is not None:
+                self._loop.register(serving.heartbeats, selectors.EVENT_READ, self._frames)
+            for monitor in serving.monitors():
+                self._loop.register(
+                    monitor, selectors.EVENT_READ, lambda m=monitor: self._changed_by_others(m)
+                )
+        code = secrets.randbits(32)
+        self.step(CommandReceived(now_ms, Command.START, host_code=code, force=force))
+
+    def stop(self) -> None:
+        """Hand everything over and leave."""
+        self.step(CommandReceived(boot_ms(), Command.STOP))
+
+    def drainstop(self, timeout_s: float | None) -> None:
+        """Accept nothing new; leave after the last connection or the time-out, seconds."""
+        now_ms = boot_ms()
+        self._drain_began_ms = now_ms
+        self._drain_deadline_ms = None if timeout_s is None else now_ms + int(timeout_s * 1000)
+        self.step(CommandReceived(now_ms, Command.DRAINSTOP))
+        self._next_scan_ms = 0
+
+    def rule_command(self, command: Command, slots: tuple[int, ...]) -> None:
+        """Enable, disable or drain the rules in ``slots`` on this host."""
+        self.step(CommandReceived(boot_ms(), command, slots=slots))
+
+    def reload(self) -> str:
+        """Read the configuration again; returns what was done about it."""
+        fresh = load_in_child(self.config.path)
+        if fresh == self.config:
+            return "nothing changed"
+        if fresh.but_for_load_weights() == self.config.but_for_load_weights():
+            for slot, weight in enumerate(fresh.load_weights):
+                if weight != self.config.load_weights[slot]:
+                    now_ms = boot_ms()
+                    self.step(
+                        CommandReceived(
+                            now_ms, Command.SET_WEIGHT, slots=(slot,), load_weight=weight
+                        )
+                    )
+            self.config = fresh
+            return "load weights changed"
+        if socket_path(fresh) != self.control.path or fresh.interface != self.config.interface:
+            raise SoftnlbError(
+                "the cluster IP address, host id and interface of a running agent cannot change: "
+                "stop this agent and start it again"
+            )
+        self._adopt(fresh)
+        return "configuration changed, the host left and joins again"
+
+    def _adopt(self, fresh: ClusterConfig) -> None:
+        self.config = fresh
+        if self.serving is None:
+            self.machine = Machine(host_config(fresh), boot_ms())
+            return
+        self._restart = True
+        self.stop()
+
+    def _end_serving(self) -> None:
+        serving = self.serving
+        if serving is None:
+            return
+        self.serving = None
+        if serving.heartbeats is not None:
+            self._loop.unregister(serving.heartbeats)
+        for monitor in serving.monitors():
+            self._loop.unregister(monitor)
+        for probe in self._probes.values():
+            self._loop.unregister(probe)
+            probe.close()
+        self._probes.clear()
+        serving.stop()
+        if self._restart:
+            self._restart = False
+            self.machine = Machine(host_config(self.config), boot_ms())
+            self.start()
+
+    def remember(self, name: str) -> None:
+        """Keep the operator's state over a restart of the agent."""
+        state.save(self.directory, name)
+
+    def now_ms(self) -> int:
+        """The clock that leases are in."""
+        return boot_ms()
+
+    def table(self) -> FilterTable:
+        """The filter table in force; on a stopped host one that keeps nothing."""
+        if self.serving is not None:
+            return self.serving.table
+        return table_of(self.config, None)
+
+    def connections(self) -> tuple[int, float]:
+        """Connections as a drain counts them, and the longest idle time in seconds."""
+        addresses = tuple(address.ip for address in self.config.cluster_ip_addresses)
+        return sockdiag.count_connections(addresses)
+
+    def describe(self) -> dict[str, Any]:
+        """The parameters in force, NLB's names where NLB has one."""
+        config = self.config
+        return {
+            "cluster_ip_address": str(config.cluster_ip_addresses[0].ip),
+            "cluster_ip_addresses": [str(address) for address in config.cluster_ip_addresses],
+            "mode": str(config.mode),
+            "host_id": config.host_id,
+            "dedicated_ip_address": str(config.dedicated_ip_address),
+            "interface": config.interface,
+            "alive_message_period_ms": config.alive_message_period_ms,
+            "alive_message_tolerance": config.alive_message_tolerance,
+            "hash_seed": config.hash_seed,
+            "filter_icmp": config.filter_icmp,
+            "initial_state": config.initial_state,
+            "retain_suspended": config.retain_suspended,
+            "data_plane": self.data_plane,
+            "authentication": "hmac-sha256" if config.keys else "none",
+            "configuration_digest": config.digest.hex(),
+            "configuration_file": str(config.path),
+        }
+
+    def tell(self, event: LogEvent) -> None:
+        """Log an event and keep it for `softnlb display`."""
+        self.events.append((time.time(), event))
+        log.log(LEVELS[event.severity], "%s: %s", event.name, event.text)
+
+
+def run(config_path: Path, data_plane: str = "auto", force: bool = False) -> int:
+    """Be a host until SIGTERM.  Returns the exit status; errors are one sentence on stderr."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    os.umask(0o022)
+    try:
+        config = load_in_child(config_path)
+        wanted = data_plane if data_plane != "auto" else config.data_plane
+        Agent(config, wanted).run(force)
+    except SoftnlbError as error:
+        print(f"softnlb: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

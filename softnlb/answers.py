@@ -1,0 +1,260 @@
+"""What a running host answers to the NLB verbs on its control socket."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any
+
+from convergence.events import Command, HostState, Status
+from convergence.rules import BUCKETS, PortRule, Protocol
+from softnlb.errors import SoftnlbError
+from softnlb.explain import explain_flow, rule_text
+
+if TYPE_CHECKING:
+    from softnlb.agent import Agent
+
+RULE_COMMANDS = {
+    "enable": Command.ENABLE_RULE,
+    "disable": Command.DISABLE_RULE,
+    "drain": Command.DRAIN_RULE,
+}
+
+
+class Answers:
+    """One method per verb; each returns the JSON-able result or raises SoftnlbError."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def answer(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request; anything unknown or refused is a SoftnlbError."""
+        method = getattr(self, f"do_{verb}", None)
+        if method is None and verb not in RULE_COMMANDS:
+            raise SoftnlbError(f"there is no verb {verb!r}")
+        if self._agent.suspended and verb not in ("resume", "query", "maps", "params", "display"):
+            raise SoftnlbError("the host is suspended and listens to resume and query only")
+        try:
+            if method is None:
+                return self._rule(verb, arguments)
+            result: dict[str, Any] = method(arguments)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SoftnlbError(f"{verb}: bad or missing argument: {error}") from error
+        return result
+
+    # ------------------------------------------------------------ questions
+
+    def do_query(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Members, state, default host, convergence."""
+        status = self._status()
+        last_ms = status.last_converged_ms
+        return {
+            "cluster_ip_address": str(self._agent.config.cluster_ip_addresses[0].ip),
+            "host_id": status.host_id,
+            "state": self._state(status),
+            "default_host": status.default_host_id,
+            "members": [member.host_id for member in status.members],
+            "convergence_count": status.convergence_count,
+            "last_converged_s_ago": (
+                None if last_ms is None else round((self._agent.now_ms() - last_ms) / 1000, 3)
+            ),
+        }
+
+    def do_maps(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Who owns which bucket of which rule, as this host knows it."""
+        status = self._status()
+        slots = []
+        for slot, rule in enumerate(self._agent.config.port_rules_with_default):
+            own = self._own_map(status, slot)
+            slots.append(
+                {"rule": rule_text(rule), "current": own, "owners": self._owners(status, slot)}
+            )
+        return {
+            "host_id": status.host_id,
+            "state": self._state(status),
+            "buckets": self._own_map(status, 0).bit_count(),
+            "slots": slots,
+            "valid_for_ms": status.valid_until_ms - self._agent.now_ms(),
+        }
+
+    def do_params(self, _: dict[str, Any]) -> dict[str, Any]:
+        """The parameters in force."""
+        return self._agent.describe()
+
+    def do_display(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Everything: parameters, state, history, events, counters."""
+        status = self._status()
+        now_ms = self._agent.now_ms()
+        return {
+            "params": self.do_params(arguments),
+            "query": self.do_query(arguments),
+            "rules": [
+                self._rule_state(status, slot)
+                for slot in range(len(self._agent.config.port_rules_with_default))
+            ],
+            "history": [
+                {
+                    "s_ago": round((now_ms - line.at_ms) / 1000, 3),
+                    "phase": line.phase,
+                    "reason": line.reason,
+                    "members": list(line.members),
+                }
+                for line in status.history
+            ],
+            "events": [
+                {"time": at, "name": e.name, "severity": str(e.severity), "text": e.text, **e.fields}
+                for at, e in self._agent.events
+            ],
+            "counters": self._counters(),
+        }
+
+    def do_queryport(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """State and load of the rule for a port."""
+        slot = self._slot(arguments)
+        return {**self._rule_state(self._status(), slot), "counters": self._counters()}
+
+    def do_connections(self, _: dict[str, Any]) -> dict[str, Any]:
+        """The connections that a drain waits for."""
+        count, longest_idle_s = self._agent.connections()
+        return {
+            "connections": count,
+            "longest_idle_s": longest_idle_s,
+            "state": self._state(self._status()),
+        }
+
+    def do_explain(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Which rule, bucket and host a flow meets, and what this host would do with it."""
+        status = self._status()
+
+        def owner_of(slot: int, bucket: int) -> int | None:
+            return self._owners(status, slot).get(str(bucket))
+
+        table = self._agent.table()
+        client, server = arguments["client"], arguments["server"]
+        return explain_flow(
+            table, client, server, arguments.get("protocol", "tcp"), owner_of, self._agent.now_ms
+        )
+
+    # ------------------------------------------------------------ orders
+
+    def do_start(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Join the cluster."""
+        state = self._state(self._status())
+        if state in (HostState.CONVERGING, HostState.CONVERGED):
+            return self._done("the host is started already")
+        self._agent.start(force=bool(arguments.get("force")))
+        self._agent.remember("started")
+        return self._done("the host joins the cluster")
+
+    def do_stop(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Leave the cluster at once, connections included."""
+        self._agent.remember("stopped")
+        if self._agent.serving is None:
+            return self._done("the host is stopped already")
+        self._agent.stop()
+        return self._done("the host leaves the cluster")
+
+    def do_drainstop(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Accept nothing new; leave after the last connection."""
+        timeout_s = arguments.get("timeout_s")
+        self._agent.remember("stopped")
+        if self._agent.serving is None:
+            return self._done("the host is stopped already")
+        self._agent.drainstop(None if timeout_s is None else float(timeout_s))
+        return self._done("the host takes no new connections and stops after its last one")
+
+    def do_suspend(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Stop, and ignore everything but resume and query."""
+        if self._agent.serving is not None:
+            self._agent.stop()
+        self._agent.suspended = True
+        self._agent.remember("suspended")
+        return self._done("the host is suspended")
+
+    def do_resume(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Listen to commands again; does not start the host."""
+        if not self._agent.suspended:
+            return self._done("the host is not suspended")
+        self._agent.suspended = False
+        self._agent.remember("stopped")
+        return self._done("the host listens to commands again and is stopped")
+
+    def do_reload(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Read the configuration file again."""
+        return self._done(self._agent.reload())
+
+    def _rule(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        slots = self._slots(arguments)
+        if self._agent.serving is None:
+            raise SoftnlbError("the host is stopped: its rules take no command")
+        self._agent.rule_command(RULE_COMMANDS[verb], slots)
+        return self._done(f"{verb}: {len(slots)} port rule{'s' if len(slots) != 1 else ''}")
+
+    # ------------------------------------------------------------ what they share
+
+    def _status(self) -> Status:
+        return self._agent.machine.status(self._agent.now_ms())
+
+    def _state(self, status: Status) -> str:
+        return str(HostState.SUSPENDED if self._agent.suspended else status.state)
+
+    def _done(self, message: str) -> dict[str, Any]:
+        return {"state": self._state(self._status()), "message": message}
+
+    def _counters(self) -> dict[str, int]:
+        serving = self._agent.serving
+        return serving.counters() if serving is not None else {}
+
+    def _own_map(self, status: Status, slot: int) -> int:
+        for member in status.members:
+            if member.host_id == status.host_id:
+                return member.current[slot]
+        return 0
+
+    def _owners(self, status: Status, slot: int) -> dict[str, int]:
+        owners = {}
+        for member in status.members:
+            for bucket in range(BUCKETS):
+                if member.current[slot] >> bucket & 1:
+                    owners[str(bucket)] = member.host_id
+        return owners
+
+    def _rule_state(self, status: Status, slot: int) -> dict[str, Any]:
+        config = self._agent.config
+        rules = config.port_rules_with_default
+        user_rule = slot < len(config.port_rules)
+        return {
+            "rule": rule_text(rules[slot]),
+            "state": status.rule_states[slot],
+            "load_weight": config.load_weights[slot] if user_rule else None,
+            "handling_priority": config.handling_priorities[slot] if user_rule else None,
+            "buckets": self._own_map(status, slot).bit_count(),
+        }
+
+    def _slot(self, arguments: dict[str, Any]) -> int:
+        slots = self._slots(arguments)
+        if len(slots) != 1:
+            raise SoftnlbError("several port rules match: name the cluster IP address or protocol")
+        return slots[0]
+
+    def _slots(self, arguments: dict[str, Any]) -> tuple[int, ...]:
+        address = arguments.get("cluster_ip_address")
+        port = arguments.get("port", "all")
+        protocol = arguments.get("protocol")
+        slots = tuple(
+            slot
+            for slot, rule in enumerate(self._agent.config.port_rules)
+            if _concerns(rule, address, port, protocol)
+        )
+        if not slots:
+            raise SoftnlbError("no port rule matches")
+        return slots
+
+
+def _concerns(rule: PortRule, address: str | None, port: str | int, protocol: str | None) -> bool:
+    """Whether an operator who names this address, port and protocol means this rule."""
+    if address not in (None, "all") and rule.cluster_ip_address != ip_address(str(address)):
+        return False
+    if port != "all" and not rule.start_port <= int(port) <= rule.end_port:
+        return False
+    wanted = Protocol[protocol.upper()] if protocol else Protocol.BOTH
+    return bool(rule.protocol & wanted)

@@ -1,0 +1,117 @@
+"""All that stands on a host while it is started: link, data plane, heartbeats, cluster IPs.
+
+The order is the safety: the cluster IP addresses come last and go first, so that no packet ever
+reaches a stack whose filter is missing.
+"""
+
+from pathlib import Path
+
+from convergence.events import MapsChanged
+from modes import plan_link
+from softnlb.config import ClusterConfig
+from softnlb.dataplane import DataPlane
+from softnlb.filter import FilterRule, FilterTable
+from softnlb.heartbeat_socket import HeartbeatSocket
+from softnlb.link import Link
+
+
+class Serving:
+    """One started period of a host."""
+
+    def __init__(self, config: ClusterConfig, plane: DataPlane, directory: Path) -> None:
+        self.plan = plan_link(
+            config.mode,
+            config.interface,
+            config.host_id,
+            config.cluster_ip_addresses,
+        )
+        self._config = config
+        self._plane = plane
+        self._link = Link(self.plan, directory / "link.json")
+        self.table = table_of(config, None)
+        self.heartbeats: HeartbeatSocket | None = None
+        self.monitors = self._link.monitors
+
+    def start(self) -> None:
+        """Build everything, the cluster IP addresses last; on failure nothing is left behind."""
+        try:
+            self._link.apply()
+            self._plane.attach(self._config.interface)
+            self._plane.install(self.table)
+            self.heartbeats = HeartbeatSocket(
+                self._config.interface,
+                self._config.cluster_ip_addresses[0].ip,
+                self.plan.heartbeat_destination,
+            )
+            self._link.add_cluster_ip_addresses()
+            self._link.announce()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Undo everything, the cluster IP addresses first."""
+        self._link.withdraw_cluster_ip_addresses()
+        if self.heartbeats is not None:
+            self.heartbeats.close()
+            self.heartbeats = None
+        self._plane.detach()
+        self._link.restore()
+
+    def install(self, maps: MapsChanged, rule_states: tuple[str, ...]) -> None:
+        """Obey the machine's maps from now on; a disabled rule drops its connections too."""
+        self.table = table_of(self._config, maps, rule_states)
+        self._plane.install(self.table)
+
+    def renew(self, valid_until_ms: int) -> None:
+        """Extend the lease of the installed maps."""
+        self._plane.renew(valid_until_ms)
+
+    def intact(self) -> bool:
+        """False when somebody removed a piece of the link or of the plane."""
+        return self._link.intact() and self._plane.intact()
+
+    def repair(self) -> None:
+        """Withdraw the cluster IP addresses at once, then put every piece back."""
+        self._link.withdraw_cluster_ip_addresses()
+        self._plane.detach()
+        self._link.repair()
+        self._plane.attach(self._config.interface)
+        self._plane.install(self.table)
+        self._link.add_cluster_ip_addresses()
+        self._link.announce()
+
+    def announce(self) -> None:
+        """Tell the segment again which MAC address the cluster IP addresses have."""
+        self._link.announce()
+
+    def counters(self) -> dict[str, int]:
+        """Packets per reason."""
+        return self._plane.counters()
+
+
+def table_of(
+    config: ClusterConfig, maps: MapsChanged | None, rule_states: tuple[str, ...] = ()
+) -> FilterTable:
+    """The filter table for these maps; None = a table that keeps nothing."""
+    slots = config.port_rules_with_default
+    states = rule_states or ("enabled",) * len(slots)
+    none = (0,) * len(slots)
+    current = maps.current if maps else none
+    orphan = maps.orphan if maps else none
+    addresses = tuple(interface.ip for interface in config.cluster_ip_addresses)
+    return FilterTable(
+        interface=config.interface,
+        cluster_mac=ip2mac_bytes(config),
+        cluster_ip_addresses=addresses,
+        local_ip_addresses=(*addresses, config.dedicated_ip_address.ip),
+        hash_seed=config.hash_seed,
+        rules=tuple(
+            FilterRule(rule, current[slot], orphan[slot], states[slot] != "disabled")
+            for slot, rule in enumerate(slots)
+        ),
+        valid_until_ms=maps.valid_until_ms if maps else 0,
+        draining=maps.draining if maps else False,
+        filter_icmp=config.filter_icmp,
+        remote_control_port=config.remote_control_port,
+    )
