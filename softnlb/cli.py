@@ -1,0 +1,98 @@
+"""The command `softnlb`: the group of all verbs, and how an error becomes an exit status.
+
+Everything heavy is imported inside the verb that needs it, so that every command starts fast.
+"""
+
+import os
+import sys
+
+import click
+
+from softnlb import __version__
+from softnlb.cli_more import agent, config, lab
+from softnlb.cli_verbs import VERBS
+from softnlb.config import ConfigError
+from softnlb.errors import SoftnlbError
+
+EXIT_STATUS = """
+\b
+Exit status:
+  0  done
+  1  refused: unknown host, another agent on the interface, no such port rule
+  2  wrong usage, or a wrong configuration file; nothing was applied
+  3  the agent or the lab is not running
+  5  a privilege or a kernel feature is missing (see: softnlb doctor)
+
+With --json an error is {"error", "exit_code", "hint"} on stdout; its sentence is always on stderr.
+"""
+
+HINTS = {
+    2: "softnlb --help shows the verbs, softnlb VERB --help how one is used",
+    3: "softnlb agent --config FILE starts a host, softnlb lab up a whole lab",
+    5: "softnlb doctor shows what is missing and how to get it",
+}
+
+
+@click.group(epilog=EXIT_STATUS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="softnlb", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Network Load Balancing: up to 32 hosts share one IP address.
+
+    \b
+    Try:
+      softnlb lab up --hosts 4          a throw-away cluster on this machine
+      softnlb query                     how the host on this machine is
+      softnlb drainstop --wait          let a host finish its connections, then stop it
+    """
+
+
+for _command in (*VERBS, agent, config, lab):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Carry out one command line and return its exit status."""
+    try:
+        status = cli.main(args=args, prog_name="softnlb", standalone_mode=False)
+        sys.stdout.flush()
+    except click.Abort:
+        return 130
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "softnlb"
+        sentence = f"{error.format_message()} See: {command} --help"
+        return _fail(args, sentence, error.exit_code, f"{command} --help")
+    except click.ClickException as error:
+        return _fail(args, error.format_message(), error.exit_code, None)
+    except SoftnlbError as error:
+        return _fail(args, str(error), error.exit_code, HINTS.get(error.exit_code), error)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status if isinstance(status, int) else 0
+
+
+def _fail(
+    args: list[str],
+    sentence: str,
+    exit_code: int,
+    hint: str | None,
+    error: SoftnlbError | None = None,
+) -> int:
+    prefix = "" if isinstance(error, ConfigError) else "softnlb: "  # its lines begin with the file
+    click.echo(f"{prefix}{sentence}", err=True)
+    own_args = args[: args.index("--")] if "--" in args else args
+    if "--json" in own_args:
+        from dataclasses import asdict
+
+        from softnlb.cli_common import print_json
+
+        document: dict[str, object] = {"error": sentence, "exit_code": exit_code, "hint": hint}
+        if isinstance(error, ConfigError):
+            document["problems"] = [asdict(problem) for problem in error.problems]
+        print_json(document)
+    return exit_code

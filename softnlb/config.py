@@ -1,0 +1,201 @@
+"""Configuration of one host: a TOML file becomes a frozen ClusterConfig, or every error at once.
+
+pydantic is imported only while a file is read.  A process that must stay small (the agent) calls
+``load_in_child``, which reads the file in a short-lived child.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from convergence.rules import DEFAULT_RULE, FilteringMode, PortRule
+from modes.plan import Mode
+from softnlb.errors import UsageError
+
+if TYPE_CHECKING:
+    from convergence.auth import Key
+
+InitialState = Literal["started", "stopped", "suspended"]
+DataPlaneChoice = Literal["auto", "nfqueue", "ebpf"]
+
+KEY_LAYOUT = 1
+"""Which bytes of a packet are hashed (softnlb/filter.py); part of the configuration digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One error of a configuration file.
+
+    ``key`` is the path of the key, port rules counted from 1 ("port_rule[2].ports"), empty for the
+    file as a whole.  ``value`` is what stands there as text, empty when nothing does.
+    """
+
+    file: str
+    key: str
+    value: str
+    expected: str
+
+    def __str__(self) -> str:
+        """One line: file, key, value, what was expected."""
+        if not self.key:
+            return f"{self.file}: expected {self.expected}"
+        if not self.value:
+            return f"{self.file}: {self.key}: missing, expected {self.expected}"
+        return f"{self.file}: {self.key} = {self.value}: expected {self.expected}"
+
+
+class ConfigError(UsageError):
+    """Everything that is wrong with a configuration file; nothing of it was applied."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        """One line per problem."""
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterConfig:
+    """The configuration of one host, checked.
+
+    ``cluster_ip_addresses``: the primary one first.  ``port_rules``: the user's rules without the
+    default rule; ``load_weights`` (0..100) and ``handling_priorities`` (1..32) have one entry per
+    rule.  ``keys``: empty when heartbeats are not authenticated.  ``warnings``: sentences about
+    what is allowed and probably not meant.
+    """
+
+    path: Path
+    cluster_ip_addresses: tuple[IPv4Interface, ...]
+    mode: Mode
+    alive_message_period_ms: int
+    alive_message_tolerance: int
+    hash_seed: int
+    filter_icmp: bool
+    port_rules: tuple[PortRule, ...]
+    load_weights: tuple[int, ...]
+    handling_priorities: tuple[int, ...]
+    host_id: int
+    interface: str
+    dedicated_ip_address: IPv4Interface
+    initial_state: InitialState
+    retain_suspended: bool
+    data_plane: DataPlaneChoice
+    keys: tuple[Key, ...] = ()
+    remote_control_port: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def port_rules_with_default(self) -> tuple[PortRule, ...]:
+        """The rules in the order of the heartbeat's slots: the user's, the default rule last."""
+        return (*self.port_rules, DEFAULT_RULE)
+
+    def but_for_load_weights(self) -> ClusterConfig:
+        """This configuration without its load weights, to see whether only they changed."""
+        return replace(self, load_weights=())
+
+    @property
+    def digest(self) -> bytes:
+        """8 bytes that are equal on hosts whose shared parameters are equal.
+
+        SHA-256, cut, of canonical JSON.  What differs between hosts by design is left out: host
+        id, interface, load weights, handling priorities.
+        """
+        canonical = json.dumps(self._shared(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).digest()[:8]
+
+    def _shared(self) -> dict[str, object]:
+        primary, *additional = self.cluster_ip_addresses
+        return {
+            "alive_message_period_ms": self.alive_message_period_ms,
+            "alive_message_tolerance": self.alive_message_tolerance,
+            "cluster_ip_addresses": [str(primary), *sorted(str(a) for a in additional)],
+            "filter_icmp": self.filter_icmp,
+            "hash_seed": self.hash_seed,
+            "key_layout": KEY_LAYOUT,
+            "mode": self.mode.value,
+            "port_rules": [_shared_of_rule(rule) for rule in self.port_rules],
+        }
+
+
+def _shared_of_rule(rule: PortRule) -> dict[str, object]:
+    shared: dict[str, object] = {
+        "cluster_ip_address": str(rule.cluster_ip_address or "all"),
+        "ports": [rule.start_port, rule.end_port],
+        "protocol": int(rule.protocol),
+        "filtering_mode": int(rule.filtering_mode),
+    }
+    if rule.filtering_mode == FilteringMode.MULTIPLE_HOSTS:  # elsewhere affinity means nothing
+        shared["affinity"] = int(rule.affinity)
+    return shared
+
+
+def load(path: str | os.PathLike[str]) -> ClusterConfig:
+    """Read and check a configuration file.
+
+    Raises ConfigError with every error of the file: unreadable, not TOML (with the line), unknown
+    or missing keys, wrong values, and values that do not fit together.
+    """
+    from softnlb.config_check import build
+
+    return build(Path(path), _read(Path(path)))
+
+
+def load_in_child(path: str | os.PathLike[str]) -> ClusterConfig:
+    """As ``load``, but in a forked child: the caller never holds pydantic in memory.
+
+    Call it while the process has a single thread.
+    """
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        _answer_and_exit(path, write_end)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    if not answer:
+        raise ConfigError(
+            (Problem(str(path), "", "", "to be read, but the process that reads it died"),)
+        )
+    result = pickle.loads(answer)
+    if isinstance(result, ClusterConfig):
+        return result
+    raise ConfigError(result)
+
+
+def _answer_and_exit(path: str | os.PathLike[str], write_end: int) -> None:
+    status = 1
+    try:
+        try:
+            result: ClusterConfig | tuple[Problem, ...] = load(path)
+        except ConfigError as error:
+            result = error.problems
+        with os.fdopen(write_end, "wb") as pipe:
+            pickle.dump(result, pipe)
+        status = 0
+    finally:
+        os._exit(status)  # never run the parent's clean-up code in the child
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        expected = f"a file that can be read ({(error.strerror or str(error)).lower()})"
+    except UnicodeDecodeError as error:
+        expected = f"UTF-8 text (byte {error.start} is not)"
+    except tomllib.TOMLDecodeError as error:
+        expected = f"a TOML file ({error})"  # the text ends with line and column
+    raise ConfigError((Problem(str(path), "", "", expected),))

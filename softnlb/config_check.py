@@ -1,0 +1,220 @@
+"""What must fit together in a configuration file, and the ClusterConfig made of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from ipaddress import IPv4Interface
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convergence.rules import Affinity, FilteringMode, PortRule, Protocol
+from modes.plan import Mode
+from softnlb.config import ClusterConfig, ConfigError, Problem
+from softnlb.config_schema import (
+    ClusterTable,
+    Complaint,
+    ConfigFile,
+    HostTable,
+    PortRuleTable,
+    read_table,
+    shown,
+    unknown_key,
+)
+
+if TYPE_CHECKING:
+    from convergence.auth import Key
+
+TIMERS = {"nlb": (1000, 5), "fast": (100, 5)}
+PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "both": Protocol.BOTH}
+FILTERING_MODES = {
+    "multiple": FilteringMode.MULTIPLE_HOSTS,
+    "single": FilteringMode.SINGLE_HOST,
+    "disabled": FilteringMode.DISABLED,
+}
+AFFINITIES = {"none": Affinity.NONE, "single": Affinity.SINGLE, "network": Affinity.NETWORK}
+PORT_RULES_MAX = 32
+
+Values = dict[str, Any]
+
+
+def build(path: Path, raw: Values) -> ClusterConfig:
+    """Check a parsed file and make a ClusterConfig of it.  Raises ConfigError with all errors."""
+    complaints: list[Complaint] = [
+        (key, shown(raw[key]), unknown_key(key, ConfigFile.model_fields))
+        for key in raw.keys() - ConfigFile.model_fields
+    ]
+    cluster, host, rules = _read_tables(raw, complaints)
+    complaints += _check_addresses(cluster, host)
+    complaints += _check_rules(rules, cluster)
+    keys = _read_keys(path, cluster, complaints)
+    if complaints:
+        problems = (Problem(str(path), *complaint) for complaint in complaints)
+        raise ConfigError(tuple(sorted(problems, key=_place)))
+    return _config(path, cluster, host, rules, keys)
+
+
+def _place(problem: Problem) -> tuple[int, int]:
+    """Sort as the file is usually written: cluster, host, port rules by number."""
+    table, _, rest = problem.key.partition("[")
+    number = rest.partition("]")[0]
+    order = ["cluster", "host", "port_rule"]
+    name = table.partition(".")[0]
+    return (order.index(name) if name in order else -1), int(number) if number.isdigit() else 0
+
+
+def _read_tables(raw: Values, complaints: list[Complaint]) -> tuple[Values, Values, list[Values]]:
+    values: list[Values] = []
+    for name, model in (("cluster", ClusterTable), ("host", HostTable)):
+        table = raw.get(name, {})
+        if not isinstance(table, dict):
+            complaints.append((name, shown(table), f"a table, [{name}]"))
+            values.append({})
+            continue
+        good, bad = read_table(model, table, name)
+        values.append(good)
+        complaints += bad
+    tables = raw.get("port_rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        complaints.append(("port_rule", shown(tables), "tables, [[port_rule]]"))
+        tables = []
+    if len(tables) > PORT_RULES_MAX:
+        expected = f"at most {PORT_RULES_MAX} port rules"
+        complaints.append(("port_rule", f"{len(tables)} rules", expected))
+    rules = []
+    for number, table in enumerate(tables or [{}], 1):  # none at all: NLB's rule for everything
+        good, bad = read_table(PortRuleTable, table, f"port_rule[{number}]")
+        rules.append(good)
+        complaints += bad
+    return values[0], values[1], rules
+
+
+def _check_addresses(cluster: Values, host: Values) -> Iterator[Complaint]:
+    addresses = _cluster_ip_addresses(cluster)
+    seen = set()
+    for address in addresses:
+        if address.ip in seen:
+            expected = f"each cluster IP address once, {address.ip} is there twice"
+            yield "cluster.additional_ip_addresses", shown(str(address)), expected
+        seen.add(address.ip)
+    dedicated = host.get("dedicated_ip_address")
+    if dedicated and dedicated.ip in seen:
+        expected = "an address of this host alone, not a cluster IP address"
+        yield "host.dedicated_ip_address", shown(str(dedicated)), expected
+    if "key_id" in cluster and cluster["key_id"] is not None and cluster.get("key_file") is None:
+        yield "cluster.key_id", shown(cluster["key_id"]), "a key_file beside it"
+
+
+def _cluster_ip_addresses(cluster: Values) -> list[IPv4Interface]:
+    primary = [cluster["ip_address"]] if "ip_address" in cluster else []
+    return [*primary, *cluster.get("additional_ip_addresses", [])]
+
+
+def _check_rules(rules: list[Values], cluster: Values) -> Iterator[Complaint]:
+    complete = "ip_address" in cluster and "additional_ip_addresses" in cluster
+    known = {address.ip for address in _cluster_ip_addresses(cluster)}
+    for number, rule in enumerate(rules, 1):
+        address = rule.get("cluster_ip_address")
+        if complete and address is not None and address not in known:
+            expected = f'"all" or one of {", ".join(str(a) for a in sorted(known))}'
+            yield f"port_rule[{number}].cluster_ip_address", shown(str(address)), expected
+    for (first, one), (second, other) in combinations(enumerate(rules, 1), 2):
+        if _overlap(one, other):
+            start, end = other["ports"]
+            expected = f"ports that are not in port_rule[{first}] of the same address"
+            yield f"port_rule[{second}].ports", shown(f"{start}-{end}"), expected
+
+
+def _overlap(one: Values, other: Values) -> bool:
+    needed = {"cluster_ip_address", "ports", "protocol"}
+    if not (needed <= one.keys() and needed <= other.keys()):
+        return False  # a complaint about the missing key stands already
+    return bool(
+        one["cluster_ip_address"] == other["cluster_ip_address"]
+        and PROTOCOLS[one["protocol"]] & PROTOCOLS[other["protocol"]]
+        and one["ports"][0] <= other["ports"][1]
+        and other["ports"][0] <= one["ports"][1]
+    )
+
+
+def _read_keys(path: Path, cluster: Values, complaints: list[Complaint]) -> tuple[Key, ...]:
+    """The cluster key.  Complaints name the file, never what stands in it."""
+    name = cluster.get("key_file")
+    if name is None:
+        return ()
+    from convergence.auth import Key
+
+    try:
+        return (Key(cluster.get("key_id") or 1, _secret(path.parent / name)),)
+    except OSError as error:
+        expected = f"a file that can be read ({(error.strerror or str(error)).lower()})"
+    except ValueError as error:
+        expected = str(error)
+    complaints.append(("cluster.key_file", shown(name), expected))
+    return ()
+
+
+def _secret(path: Path) -> bytes:
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_mode & 0o077 or not stat.S_ISREG(status.st_mode):
+            mode = stat.S_IMODE(status.st_mode)
+            raise ValueError(f"a file that only its owner may read (mode 600, it has {mode:o})")
+        text = file.read(4096)
+    try:
+        secret = bytes.fromhex(text.decode("ascii"))
+    except ValueError:
+        raise ValueError("hexadecimal digits in it, 32 to 64 bytes") from None
+    if not 32 <= len(secret) <= 64:
+        raise ValueError(f"32 to 64 bytes in hex in it, there are {len(secret)}")
+    return secret
+
+
+def _config(
+    path: Path, cluster: Values, host: Values, rules: list[Values], keys: tuple[Key, ...]
+) -> ClusterConfig:
+    addresses = tuple(_cluster_ip_addresses(cluster))
+    period_ms, tolerance = TIMERS[cluster["timers"]]
+    seed = cluster["hash_seed"]
+    return ClusterConfig(
+        path=path,
+        cluster_ip_addresses=addresses,
+        mode=Mode(cluster["mode"]),
+        alive_message_period_ms=cluster["alive_message_period_ms"] or period_ms,
+        alive_message_tolerance=cluster["alive_message_tolerance"] or tolerance,
+        hash_seed=int(addresses[0].ip) if seed is None else seed,
+        filter_icmp=cluster["filter_icmp"],
+        port_rules=tuple(_port_rule(rule) for rule in rules),
+        load_weights=tuple(rule["load_weight"] for rule in rules),
+        handling_priorities=tuple(rule["handling_priority"] or host["id"] for rule in rules),
+        host_id=host["id"],
+        interface=host["interface"],
+        dedicated_ip_address=host["dedicated_ip_address"],
+        initial_state=host["initial_state"],
+        retain_suspended=host["retain_suspended"],
+        data_plane=host["data_plane"],
+        keys=keys,
+        warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"])),
+    )
+
+
+def _port_rule(rule: Values) -> PortRule:
+    start, end = rule["ports"]
+    return PortRule(
+        rule["cluster_ip_address"],
+        start,
+        end,
+        PROTOCOLS[rule["protocol"]],
+        FILTERING_MODES[rule["filtering_mode"]],
+        AFFINITIES[rule["affinity"]],
+    )
+
+
+def _warnings(primary: IPv4Interface, dedicated: IPv4Interface) -> Iterator[str]:
+    if dedicated.network != primary.network:
+        yield (
+            f"The dedicated IP address {dedicated} is outside the subnet of the cluster IP address"
+            f" {primary}; NLB wants both in one subnet."
+        )

@@ -1,0 +1,225 @@
+"""The shape of a configuration file: its tables, their keys, what each accepts (pydantic).
+
+A field's description completes the sentence "expected ...", in error messages and in the JSON
+schema alike.
+"""
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from softnlb.config import DataPlaneChoice, InitialState
+
+
+def _interface_address(text: str) -> IPv4Interface:
+    if "/" not in text:
+        raise ValueError("no prefix length")
+    interface = IPv4Interface(text)
+    address, network = interface.ip, interface.network
+    if address.is_multicast or address.is_loopback or address.is_unspecified:
+        raise ValueError("not the address of a host")
+    if network.prefixlen < 31 and address in (network.network_address, network.broadcast_address):
+        raise ValueError("not the address of a host")
+    return interface
+
+
+def _rule_address(text: str) -> IPv4Address | None:
+    return None if text == "all" else IPv4Address(text)
+
+
+def _port_range(ports: int | str) -> tuple[int, int]:
+    first, dash, last = str(ports).partition("-")
+    start, end = _port(first), _port(last if dash else first)
+    if start > end:
+        raise ValueError("the first port is above the last")
+    return start, end
+
+
+def _port(text: str) -> int:
+    text = text.strip()
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise ValueError("not a port")
+    return int(text)
+
+
+def _interface_name(text: str) -> str:
+    if not 0 < len(text.encode()) < 16 or "/" in text or any(c.isspace() for c in text):
+        raise ValueError("not an interface name")
+    return text
+
+
+InterfaceAddress = Annotated[str, AfterValidator(_interface_address)]
+RuleAddress = Annotated[str, AfterValidator(_rule_address)]
+PortRange = Annotated[int | str, AfterValidator(_port_range)]
+InterfaceName = Annotated[str, AfterValidator(_interface_name)]
+
+WITH_PREFIX = "an IPv4 address of a host with its prefix length, as in 10.1.0.100/24"
+
+
+class ClusterTable(BaseModel):
+    """[cluster]: the same on every host of the cluster."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ip_address: InterfaceAddress = Field(description=WITH_PREFIX)
+    additional_ip_addresses: list[InterfaceAddress] = Field(
+        default_factory=list, description=f"a list, each {WITH_PREFIX}"
+    )
+    mode: Literal["unicast", "multicast", "igmp"] = Field(
+        default="unicast", description='"unicast", "multicast" or "igmp"'
+    )
+    timers: Literal["nlb", "fast"] = Field(
+        default="nlb",
+        description='"nlb" (period 1000 ms, tolerance 5) or "fast" (period 100 ms, tolerance 5)',
+    )
+    alive_message_period_ms: int | None = Field(
+        default=None, ge=100, le=10_000, description="a whole number from 100 to 10000"
+    )
+    alive_message_tolerance: int | None = Field(
+        default=None, ge=3, le=100, description="a whole number from 3 to 100"
+    )
+    hash_seed: int | None = Field(
+        default=None, ge=0, le=0xFFFF_FFFF, description="a whole number from 0 to 0xFFFFFFFF"
+    )
+    filter_icmp: bool = Field(default=False, description="true or false")
+    key_file: str | None = Field(
+        default=None,
+        description="the path of a file that only its owner may read, 32 to 64 bytes in hex",
+    )
+    key_id: int | None = Field(
+        default=None, ge=1, le=0xFFFF_FFFF, description="a whole number from 1 to 0xFFFFFFFF"
+    )
+
+
+class HostTable(BaseModel):
+    """[host]: this host alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: int = Field(ge=1, le=32, description="a whole number from 1 to 32, unique in the cluster")
+    interface: InterfaceName = Field(description='the name of a network interface, as in "eth0"')
+    dedicated_ip_address: InterfaceAddress = Field(description=WITH_PREFIX)
+    initial_state: InitialState = Field(
+        default="started", description='"started", "stopped" or "suspended"'
+    )
+    retain_suspended: bool = Field(default=False, description="true or false")
+    data_plane: DataPlaneChoice = Field(default="auto", description='"auto", "nfqueue" or "ebpf"')
+
+
+class PortRuleTable(BaseModel):
+    """[[port_rule]]: the same on every host, but for load weight and handling priority."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cluster_ip_address: RuleAddress = Field(
+        default="all", description='"all" or one of the cluster IP addresses, without prefix length'
+    )
+    ports: PortRange = Field(
+        default="0-65535",
+        description='a port or a range from 0 to 65535, as in "80" or "8000-8100"',
+    )
+    protocol: Literal["tcp", "udp", "both"] = Field(
+        default="both", description='"tcp", "udp" or "both"'
+    )
+    filtering_mode: Literal["multiple", "single", "disabled"] = Field(
+        default="multiple", description='"multiple", "single" or "disabled"'
+    )
+    affinity: Literal["none", "single", "network"] = Field(
+        default="single", description='"none", "single" or "network"'
+    )
+    load_weight: int = Field(default=50, ge=0, le=100, description="a whole number from 0 to 100")
+    handling_priority: int | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="a whole number from 1 to 32, different on every host (default: the host id)",
+    )
+
+
+class ConfigFile(BaseModel):
+    """A softnlb configuration file."""
+
+    model_config = ConfigDict(extra="forbid", title="softnlb configuration")
+
+    cluster: ClusterTable
+    host: HostTable
+    port_rule: list[PortRuleTable] = Field(
+        default_factory=list,
+        max_length=32,
+        description="at most 32 port rules; none means one rule for all ports, multiple hosts",
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a configuration file, for editors."""
+    return ConfigFile.model_json_schema()
+
+
+# ---------------------------------------------------------------- reading
+
+Complaint = tuple[str, str, str]
+"""Key path, value as text, what was expected."""
+
+
+def read_table(
+    model: type[BaseModel], raw: dict[str, Any], path: str
+) -> tuple[dict[str, Any], list[Complaint]]:
+    """Validate each key of a table on its own, so that one error never hides another.
+
+    Returns the values that are good (defaults filled in; a bad or missing key is absent) and one
+    complaint per key that is not.
+    """
+    fields = model.model_fields
+    complaints = [
+        (f"{path}.{key}", shown(raw[key]), unknown_key(key, fields)) for key in raw.keys() - fields
+    ]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name not in raw:
+            if field.is_required():
+                complaints.append((f"{path}.{name}", "", str(field.description)))
+                continue
+            raw_value = field.get_default(call_default_factory=True)
+        else:
+            raw_value = raw[name]
+        try:
+            values[name] = _adapter(model, name).validate_python(raw_value, strict=True)
+        except ValidationError:
+            close = _did_you_mean(raw_value, get_args(field.annotation))
+            expected = f"{field.description}{close}"
+            complaints.append((f"{path}.{name}", shown(raw_value), expected))
+    return values, complaints
+
+
+@cache
+def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    field = model.model_fields[name]
+    annotation: Any = field.annotation
+    return TypeAdapter(Annotated[annotation, *field.metadata] if field.metadata else annotation)
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """What is expected where a key stands that nobody knows."""
+    close = _did_you_mean(key, known)
+    return f"a known key{close}" if close else f"one of the keys {', '.join(known)}"
+
+
+def _did_you_mean(value: object, known: Iterable[object]) -> str:
+    """The nearest name, also by its last words: "tolerence" finds alive_message_tolerance."""
+    names = {name: name for name in known if isinstance(name, str)}
+    for name in tuple(names):
+        words = name.split("_")
+        names |= {"_".join(words[skip:]): name for skip in range(1, len(words))}
+    close = get_close_matches(value.lower(), names, n=1) if isinstance(value, str) else []
+    return f", did you mean {names[close[0]]}?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value of the file as text, cut to one short line."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

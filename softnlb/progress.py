@@ -1,0 +1,100 @@
+"""Waiting for a host to stop: the connections that remain, as a bar or as plain lines."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softnlb.cli_show import fancy
+from softnlb.control import call
+from softnlb.errors import SoftnlbError
+
+POLL_S = 0.5
+LINE_EVERY_S = 10.0
+
+Result = dict[str, Any]
+Report = Callable[[int, float], None]
+"""Shows the number of connections left and the longest idle time in seconds."""
+
+ENDED = ("stopped", "suspended")
+
+
+def wait_until_stopped(path: Path, quiet: bool = False, poll_s: float = POLL_S) -> Result:
+    """Poll the agent until its host is stopped, showing what it still serves (on stderr).
+
+    Returns {"state", "message"}.  Raises SoftnlbError when the host was started again meanwhile,
+    NotRunningError when its agent ended.
+    """
+    began_s = time.monotonic()
+    with _reporter(path.stem, quiet) as report:
+        while True:
+            left = call(path, "connections")
+            if left["state"] in ENDED:
+                break
+            if left["state"] == "converged":
+                raise SoftnlbError(f"{path.stem} was started again: it is {left['state']}.")
+            report(left["connections"], left["longest_idle_s"])
+            time.sleep(poll_s)
+    waited_s = time.monotonic() - began_s
+    return {"state": left["state"], "message": f"the host stopped after {waited_s:.1f} s"}
+
+
+@contextmanager
+def _reporter(host: str, quiet: bool) -> Iterator[Report]:
+    if quiet:
+        yield lambda connections, longest_idle_s: None
+    elif fancy() and sys.stderr.isatty():
+        with _bar(host) as report:
+            yield report
+    else:
+        yield _Lines(host).report
+
+
+class _Lines:
+    """A line whenever the number changes, and every 10 s so that one sees it is alive."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._last: int | None = None
+        self._said_s = 0.0
+
+    def report(self, connections: int, longest_idle_s: float) -> None:
+        now_s = time.monotonic()
+        if connections == self._last and now_s - self._said_s < LINE_EVERY_S:
+            return
+        self._last, self._said_s = connections, now_s
+        click.echo(f"{self._host}: {_left(connections, longest_idle_s)}", err=True)
+
+
+def _left(connections: int, longest_idle_s: float) -> str:
+    if connections == 0:
+        return "no connections left"
+    noun = "connection" if connections == 1 else "connections"
+    return f"{connections} {noun} left, longest idle {longest_idle_s:.1f} s"
+
+
+@contextmanager
+def _bar(host: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(host), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    most = 0
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("draining", total=None)
+
+        def report(connections: int, longest_idle_s: float) -> None:
+            nonlocal most
+            most = max(most, connections)
+            progress.update(
+                task,
+                total=most or 1,
+                completed=most - connections,
+                description=_left(connections, longest_idle_s),
+            )
+
+        yield report
