@@ -1,1 +1,5 @@
-"""What each cluster operation mode means on layer 2.  Pure: computes a LinkPlan, applies nothing."""
+"""What each cluster operation mode means on layer 2.  Pure: computes, applies nothing."""
+
+from modes.planner import plan_link
+
+__all__ = ["plan_link"]

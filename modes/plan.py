@@ -35,8 +35,10 @@ class LinkPlan:
     igmp_group: IPv4Address | None
     """IGMP: group to join, 239.255.y.z."""
     heartbeat_destination: bytes
+    nft_tables: tuple[tuple[str, str], ...]
+    """(family, name) of every table that the ruleset builds, and nobody else uses."""
     nft_ruleset: str
-    """One nft transaction that builds table ``netdev softnlb_<interface>``: packet type, ARP
-    payload, wrong-interface and never-forward drops."""
+    """One nft transaction that builds these tables anew: packet type, ARP payload,
+    wrong-interface and never-forward drops."""
     sysctls: tuple[tuple[str, str], ...]
     """(path below /proc/sys, value) to set while started."""

@@ -1,0 +1,70 @@
+"""The nft ruleset of a cluster interface, the same in every mode but for the cluster MAC."""
+
+import re
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+
+from modes import arp
+from modes.mac import colon_mac
+
+_FAMILIES = ("netdev", "arp", "ip")
+
+
+def tables(interface: str) -> tuple[tuple[str, str], ...]:
+    """(family, name) of the tables; a name takes fewer characters than an interface may have."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", lambda match: f"_{ord(match[0]):x}", interface)
+    return tuple((family, f"softnlb_{name}") for family in _FAMILIES)
+
+
+def ruleset(interface: str, cluster_mac: bytes, addresses: Iterable[IPv4Address]) -> str:
+    """One transaction that replaces the tables, whatever state they are in.
+
+    Every chain is written so that without it a frame for a cluster IP address is *dropped* by the
+    kernel: a frame to a secondary unicast MAC is of packet type OTHERHOST, one to a multicast MAC
+    is of type MULTICAST, and IP takes neither (see SYSCTLS).  Only these rules make it HOST.
+    """
+    addresses = tuple(addresses)
+    vips = ", ".join(map(str, addresses))
+    names = dict(tables(interface))
+    return f"""\
+{removal(tables(interface))}
+table netdev {names["netdev"]} {{
+    chain ingress {{
+        type filter hook ingress device "{interface}" priority 0; policy accept;
+        vlan id != 0 accept
+        ether daddr != {colon_mac(cluster_mac)} accept
+        # Flooded to the cluster MAC but for somebody else, or the cluster IP address is withdrawn:
+        # a host that routes must not forward it.  "unicast" is every address that is not ours.
+        fib daddr type unicast drop
+        ip daddr {{ {vips} }} meta pkttype set host accept
+        # A neighbour that checks its cache asks the cluster MAC itself.
+        arp daddr ip {{ {vips} }} meta pkttype set host accept
+    }}
+}}
+table arp {names["arp"]} {{
+{arp.output_chain(cluster_mac, addresses)}}}
+table ip {names["ip"]} {{
+    chain prerouting {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname != {{ "{interface}", "lo" }} ip daddr {{ {vips} }} drop
+    }}
+}}
+"""
+
+
+def removal(names: Iterable[tuple[str, str]]) -> str:
+    """Text that removes the tables; no error where one is already gone."""
+    return "\n".join(
+        f"add table {family} {name}\ndelete table {family} {name}" for family, name in names
+    )
+
+
+SYSCTLS = (
+    # On every interface: a second interface in the subnet must not answer for a cluster IP address
+    # and so take packets past the filter.
+    ("net/ipv4/conf/all/arp_ignore", "1"),
+    ("net/ipv4/conf/all/arp_announce", "2"),
+    # TCP ignores a segment that came in a multicast or broadcast frame; this makes IP do the same
+    # for UDP and ICMP (RFC 1122 section 3.3.6).
+    ("net/ipv4/conf/all/drop_unicast_in_l2_multicast", "1"),
+)

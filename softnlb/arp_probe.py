@@ -1,0 +1,83 @@
+"""Asks whether the kernel of a silent host still answers: three ARP probes, 100 ms apart.
+
+A dead agent must not cost the connections that its kernel still serves.
+"""
+
+import socket
+
+from convergence.events import ProbeHost
+from modes import arp
+
+PROBES = 3
+INTERVAL_MS = 100
+
+_FRAMES_PER_CALL = 64
+
+
+class ArpProbe:
+    """Driven by the agent's loop: ``receive`` when readable, ``advance`` at each deadline."""
+
+    def __init__(self, interface: str, wanted: ProbeHost, now_ms: int) -> None:
+        """Asks for the first time.  Raises OSError when the interface is missing."""
+        self.host_code = wanted.host_code
+        self._address = wanted.dedicated_ip_address
+        self._interface = interface
+        self._answered = False
+        self._sent = 0
+        self._deadline_ms = now_ms
+        self._socket = socket.socket(
+            socket.AF_PACKET,
+            socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            0,
+        )
+        try:
+            self._socket.bind((interface, arp.ETHERTYPE))
+            self._mac: bytes = self._socket.getsockname()[4]
+        except BaseException:
+            self._socket.close()
+            raise
+        self.advance(now_ms)
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._socket.fileno()
+
+    def next_deadline_ms(self) -> int:
+        """When to call ``advance``: at once after an answer."""
+        return 0 if self._answered else self._deadline_ms
+
+    def receive(self) -> None:
+        """Read what came in."""
+        for _ in range(_FRAMES_PER_CALL):
+            try:
+                payload = self._socket.recv(64)
+            except OSError:
+                # Nothing more, or the interface is down: no answer either way.
+                return
+            if arp.is_answer(payload, self._address):
+                self._answered = True
+
+    def advance(self, now_ms: int) -> bool | None:
+        """True: gone, three probes went unanswered.  False: its kernel answered.  None: wait."""
+        self.receive()
+        if self._answered:
+            return False
+        if now_ms < self._deadline_ms:
+            return None
+        if self._sent == PROBES:
+            return True
+        self._sent += 1
+        self._deadline_ms = now_ms + INTERVAL_MS
+        try:
+            self._socket.sendto(
+                arp.probe(self._mac, self._address),
+                (self._interface, arp.ETHERTYPE, 0, 0, arp.BROADCAST),
+            )
+        except OSError:
+            # A probe that could not be sent proves nothing: ask again, do not count it.
+            self._sent -= 1
+        return None
+
+    def close(self) -> None:
+        """No error when called twice."""
+        self._socket.close()

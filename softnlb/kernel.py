@@ -1,0 +1,33 @@
+"""Kernel parameters below /proc/sys, and the kernel's refusals as sentences for the operator."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from softnlb.errors import MachineError
+
+_SYSCTLS = Path("/proc/sys")
+
+
+def read_sysctl(name: str) -> str:
+    """The present value of a parameter, named by its path as in ``net/ipv4/ip_forward``."""
+    return (_SYSCTLS / name).read_text().strip()
+
+
+def write_sysctl(name: str, value: str) -> None:
+    """Raises OSError."""
+    (_SYSCTLS / name).write_text(value)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turns OSError into the MachineError that ends a command."""
+    try:
+        yield
+    except PermissionError as error:
+        raise MachineError(
+            "changing the network needs root or CAP_NET_ADMIN and CAP_NET_RAW "
+            f"and a writable /proc/sys/net ({error}): use sudo"
+        ) from error
+    except OSError as error:
+        raise MachineError(f"the kernel refuses to change the network: {error}") from error
