@@ -152,7 +152,7 @@ def load(path: str | os.PathLike[str]) -> ClusterConfig:
 def load_in_child(path: str | os.PathLike[str]) -> ClusterConfig:
     """As ``load``, but in a forked child: the caller never holds pydantic in memory.
 
-    Call it while the process has a single thread.
+    Safe beside threads that hold no lock which reading a file needs, such as the agent's scanner.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()

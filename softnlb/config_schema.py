@@ -61,10 +61,14 @@ InterfaceName = Annotated[str, AfterValidator(_interface_name)]
 WITH_PREFIX = "an IPv4 address of a host with its prefix length, as in 10.1.0.100/24"
 
 
+# Keys are validated one by one (read_table), so the models themselves need not be compiled.
+TABLE = ConfigDict(extra="forbid", defer_build=True)
+
+
 class ClusterTable(BaseModel):
     """[cluster]: the same on every host of the cluster."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = TABLE
 
     ip_address: InterfaceAddress = Field(description=WITH_PREFIX)
     additional_ip_addresses: list[InterfaceAddress] = Field(
@@ -99,7 +103,7 @@ class ClusterTable(BaseModel):
 class HostTable(BaseModel):
     """[host]: this host alone."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = TABLE
 
     id: int = Field(ge=1, le=32, description="a whole number from 1 to 32, unique in the cluster")
     interface: InterfaceName = Field(description='the name of a network interface, as in "eth0"')
@@ -114,7 +118,7 @@ class HostTable(BaseModel):
 class PortRuleTable(BaseModel):
     """[[port_rule]]: the same on every host, but for load weight and handling priority."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = TABLE
 
     cluster_ip_address: RuleAddress = Field(
         default="all", description='"all" or one of the cluster IP addresses, without prefix length'
@@ -144,7 +148,7 @@ class PortRuleTable(BaseModel):
 class ConfigFile(BaseModel):
     """A softnlb configuration file."""
 
-    model_config = ConfigDict(extra="forbid", title="softnlb configuration")
+    model_config = ConfigDict(**TABLE, title="softnlb configuration")
 
     cluster: ClusterTable
     host: HostTable

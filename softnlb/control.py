@@ -198,10 +198,10 @@ def _refusal(sentence: str, exit_code: int) -> Result:
 
 
 def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         umask = os.umask(0o117)  # the file has mode 0660 from its first moment
         try:
             listener.bind(str(path))
@@ -209,8 +209,12 @@ def _listen(path: Path) -> socket.socket:
             os.umask(umask)
         listener.listen(CLIENTS_MAX)
     except OSError as error:
+        listener.close()
         reason = error.strerror or str(error)
         raise MachineError(f"The control socket {path} cannot be made: {reason}.") from error
+    except SoftnlbError:
+        listener.close()
+        raise
     return listener
 
 
@@ -246,9 +250,12 @@ def call(path: Path, verb: str, /, *, timeout_s: float = 10.0, **args: Any) -> R
     what the agent refused as the SoftnlbError with the exit code that it gave.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(timeout_s)
+        # With settimeout a busy agent's full queue would refuse at once instead of in timeout_s.
+        timeval = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1_000_000))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         try:
             connection.connect(str(path))
+            connection.settimeout(timeout_s)
             connection.sendall(json.dumps({"verb": verb, **args}, default=str).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 answer = lines.readline()
@@ -256,7 +263,7 @@ def call(path: Path, verb: str, /, *, timeout_s: float = 10.0, **args: Any) -> R
             raise MachineError(
                 f"No permission to ask the agent of {path.stem}: run this with sudo."
             ) from error
-        except TimeoutError as error:
+        except (TimeoutError, BlockingIOError) as error:
             raise SoftnlbError(
                 f"The agent of {path.stem} does not answer within {timeout_s:g} s."
             ) from error
@@ -292,12 +299,11 @@ def find_hosts(target: str | None = None) -> list[Path]:
         raise NotRunningError("No agent is running on this machine.")
     if target == "all":
         return hosts
-    cluster, colon, host = (target or "").partition(":")
+    cluster, host = _parse_target(target or "")
     found = [path for path in hosts if not cluster or path.stem.startswith(f"{cluster}:")]
-    if colon:
+    if host:
         found = [path for path in found if _is_host(path, host)]
     if not found:
-        _check_target(cluster, host)
         raise SoftnlbError(f"{target} is not a host on this machine; here: {_names(hosts)}.")
     if len(found) > 1:
         raise UsageError(f"Several hosts are on this machine, name one or all: {_names(found)}.")
@@ -308,20 +314,24 @@ def _names(hosts: list[Path]) -> str:
     return ", ".join(path.stem for path in hosts)
 
 
-def _check_target(cluster: str, host: str) -> None:
+def _parse_target(target: str) -> tuple[str, str]:
+    """Cluster and host, each empty where the target does not name one."""
+    cluster, colon, host = target.partition(":")
     try:
-        IPv4Address(cluster)
-        if host and not host.isdigit():
+        if cluster:
+            IPv4Address(cluster)
+        if colon and not host.isdecimal():
             IPv4Address(host)
     except ValueError as error:
         raise UsageError(
-            f"{cluster}{':' if host else ''}{host} is not a target: expected a cluster IP address,"
-            " CLUSTER:HOST with a host id or a dedicated IP address, or all."
+            f"{target!r} is not a target: expected a cluster IP address, CLUSTER:HOST with a host"
+            " id or a dedicated IP address, or all."
         ) from error
+    return cluster, host
 
 
 def _is_host(path: Path, host: str) -> bool:
-    if host.isdigit():
+    if host.isdecimal():
         return path.stem.endswith(f":{int(host)}")
     dedicated = str(call(path, "params").get("dedicated_ip_address", ""))
     return dedicated.partition("/")[0] == host

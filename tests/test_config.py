@@ -1,0 +1,380 @@
+"""Configuration files: what is accepted, and that every error is told at once."""
+
+import os
+import subprocess
+import sys
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+
+import pytest
+
+from convergence.rules import DEFAULT_RULE, Affinity, FilteringMode, PortRule, Protocol
+from modes.plan import Mode
+from softnlb.config import ConfigError, Problem, load, load_in_child
+from softnlb.config_schema import json_schema
+
+MINIMAL = """
+[cluster]
+ip_address = "10.1.0.100/24"
+[host]
+id = 3
+interface = "eth0"
+dedicated_ip_address = "10.1.0.3/24"
+"""
+
+FULL = """
+[cluster]
+ip_address = "10.1.0.100/24"
+additional_ip_addresses = ["10.1.0.101/24"]
+mode = "igmp"
+timers = "fast"
+alive_message_tolerance = 7
+hash_seed = 0xC0FFEE
+filter_icmp = true
+key_file = "cluster.key"
+key_id = 9
+[host]
+id = 1
+interface = "eth0"
+dedicated_ip_address = "10.1.0.1/24"
+initial_state = "suspended"
+retain_suspended = true
+data_plane = "nfqueue"
+[[port_rule]]
+cluster_ip_address = "10.1.0.101"
+ports = "8000-8100"
+protocol = "udp"
+affinity = "network"
+load_weight = 0
+[[port_rule]]
+ports = 80
+protocol = "tcp"
+filtering_mode = "single"
+handling_priority = 4
+[[port_rule]]
+ports = "443"
+filtering_mode = "disabled"
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    """Write a configuration file and return its path."""
+
+    def write_file(text: str) -> Path:
+        path = tmp_path / "host.toml"
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def problems_of(path: Path) -> list[Problem]:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert caught.value.exit_code == 2
+    return list(caught.value.problems)
+
+
+def write_key(path: Path, text: str, mode: int = 0o600) -> None:
+    path.write_text(text)
+    path.chmod(mode)
+
+
+def test_defaults_are_nlbs(write):
+    config = load(write(MINIMAL))
+    assert config.cluster_ip_addresses == (IPv4Interface("10.1.0.100/24"),)
+    assert (config.mode, config.alive_message_period_ms) == (Mode.UNICAST, 1000)
+    assert (config.alive_message_tolerance, config.filter_icmp) == (5, False)
+    assert config.hash_seed == 0x0A010064  # the primary address, big-endian
+    everything = PortRule(None, 0, 65535, Protocol.BOTH, FilteringMode.MULTIPLE_HOSTS)
+    assert config.port_rules == (everything,)
+    assert config.port_rules_with_default == (everything, DEFAULT_RULE)
+    assert (config.load_weights, config.handling_priorities) == ((50,), (3,))
+    assert (config.initial_state, config.retain_suspended) == ("started", False)
+    assert (config.data_plane, config.keys, config.warnings) == ("auto", (), ())
+
+
+def test_every_key_arrives(write, tmp_path):
+    write_key(tmp_path / "cluster.key", "ab" * 32 + "\n")
+    config = load(write(FULL))
+    assert config.mode == Mode.IGMP
+    assert (config.alive_message_period_ms, config.alive_message_tolerance) == (100, 7)
+    assert (config.hash_seed, config.filter_icmp) == (0xC0FFEE, True)
+    assert [(key.id, key.secret) for key in config.keys] == [(9, b"\xab" * 32)]
+    assert (config.initial_state, config.retain_suspended) == ("suspended", True)
+    assert config.data_plane == "nfqueue"
+    first, second, third = config.port_rules
+    own = IPv4Address("10.1.0.101")
+    assert first == PortRule(own, 8000, 8100, Protocol.UDP, affinity=Affinity.NETWORK)
+    assert (second.start_port, second.end_port, second.protocol) == (80, 80, Protocol.TCP)
+    assert second.filtering_mode == FilteringMode.SINGLE_HOST
+    assert third.filtering_mode == FilteringMode.DISABLED
+    assert config.load_weights == (0, 50, 50)
+    assert config.handling_priorities == (1, 4, 1)
+
+
+def test_the_child_brings_the_same_and_pydantic_stays_out(write, tmp_path):
+    write_key(tmp_path / "cluster.key", "ab" * 32)
+    path = write(FULL)
+    assert load_in_child(path) == load(path)
+    program = (
+        "import sys; from softnlb.config import load_in_child; load_in_child(sys.argv[1]);"
+        "sys.exit('pydantic' in sys.modules or 'tomllib' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, path], check=True, timeout=60)
+
+
+def test_the_child_brings_all_errors(write):
+    path = write(MINIMAL.replace("id = 3", "id = 0").replace("[cluster]", "[cluster]\nx = 1"))
+    with pytest.raises(ConfigError) as caught:
+        load_in_child(path)
+    assert list(caught.value.problems) == problems_of(path)
+
+
+def test_all_errors_at_once_each_with_file_key_value_and_what_was_expected(write):
+    path = write(
+        """
+        nonsense = 1
+        [cluster]
+        ip_address = "10.1.0.0/24"
+        additional_ip_addresses = ["10.1.0.101/24", "fe80::1/64"]
+        mode = "unicats"
+        alive_message_period_ms = 99
+        alive_message_tolerance = 101
+        filter_icmp = "yes"
+        tolerence = 5
+        [host]
+        id = 33
+        dedicated_ip_address = "10.1.0.1"
+        [[port_rule]]
+        ports = "90-80"
+        load_weight = 101
+        [[port_rule]]
+        protocol = "tpc"
+        handling_priority = 0
+        """
+    )
+    problems = problems_of(path)
+    assert {problem.file for problem in problems} == {str(path)}
+    assert [(problem.key, problem.value) for problem in problems] == [
+        ("nonsense", "1"),
+        ("cluster.tolerence", "5"),
+        ("cluster.ip_address", '"10.1.0.0/24"'),
+        ("cluster.additional_ip_addresses", '["10.1.0.101/24", "fe80::1/64"]'),
+        ("cluster.mode", '"unicats"'),
+        ("cluster.alive_message_period_ms", "99"),
+        ("cluster.alive_message_tolerance", "101"),
+        ("cluster.filter_icmp", '"yes"'),
+        ("host.id", "33"),
+        ("host.interface", ""),
+        ("host.dedicated_ip_address", '"10.1.0.1"'),
+        ("port_rule[1].ports", '"90-80"'),
+        ("port_rule[1].load_weight", "101"),
+        ("port_rule[2].protocol", '"tpc"'),
+        ("port_rule[2].handling_priority", "0"),
+    ]
+    expected = {problem.key: problem.expected for problem in problems}
+    assert expected["cluster.tolerence"].endswith("did you mean alive_message_tolerance?")
+    assert expected["cluster.mode"].endswith("did you mean unicast?")
+    assert expected["cluster.alive_message_period_ms"] == "a whole number from 100 to 10000"
+    assert expected["port_rule[2].protocol"].endswith("did you mean tcp?")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(problems)
+    assert f"{path}: host.id = 33: expected a whole number from 1 to 32" in lines[8]
+    assert f"{path}: host.interface: missing, expected the name of" in lines[9]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("alive_message_period_ms", "10001"),
+        ("alive_message_period_ms", "100.0"),
+        ("alive_message_period_ms", "true"),
+        ("alive_message_tolerance", "2"),
+        ("hash_seed", "0x100000000"),
+        ("hash_seed", "-1"),
+        ("timers", '"slow"'),
+        ("additional_ip_addresses", '"10.1.0.101/24"'),
+        ("additional_ip_addresses", '["224.0.0.1/24"]'),
+        ("additional_ip_addresses", '["10.1.0.100/24"]'),
+        ("additional_ip_addresses", '["10.1.0.255/24"]'),
+        ("key_id", "1"),
+    ],
+)
+def test_one_wrong_value_in_the_cluster_table(write, key, value):
+    (problem,) = problems_of(write(MINIMAL.replace("[host]", f"{key} = {value}\n[host]")))
+    assert problem.key == f"cluster.{key}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("interface", '"sixteen-letters-"'),
+        ("interface", '"et h0"'),
+        ("interface", '""'),
+        ("id", '"3"'),
+        ("dedicated_ip_address", '"10.1.0.100/24"'),
+        ("dedicated_ip_address", '"127.0.0.1/8"'),
+        ("initial_state", '"running"'),
+        ("data_plane", '"xdp"'),
+    ],
+)
+def test_one_wrong_value_in_the_host_table(write, key, value):
+    kept = [line for line in MINIMAL.splitlines() if not line.startswith(f"{key} =")]
+    (problem,) = problems_of(write("\n".join([*kept, f"{key} = {value}"])))
+    assert problem.key == f"host.{key}"
+
+
+@pytest.mark.parametrize("ports", ["-1", "65536", "80-", "-80", "80-90-100", "http", "٨٠", ""])
+def test_ports_that_are_none(write, ports):
+    (problem,) = problems_of(write(f'{MINIMAL}[[port_rule]]\nports = "{ports}"'))
+    assert problem.key == "port_rule[1].ports"
+
+
+def rule(address: str, ports: str, protocol: str) -> str:
+    return (
+        f'[[port_rule]]\ncluster_ip_address = "{address}"\n'
+        f'ports = "{ports}"\nprotocol = "{protocol}"\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "overlap"),
+    [
+        (("all", "80-90", "tcp"), ("all", "90-99", "both"), True),
+        (("all", "80-90", "tcp"), ("all", "80-90", "udp"), False),
+        (("all", "80-90", "both"), ("all", "91", "both"), False),
+        (("10.1.0.100", "80", "tcp"), ("10.1.0.100", "0-65535", "tcp"), True),
+        (("10.1.0.100", "80", "tcp"), ("all", "80", "tcp"), False),  # the own rule wins
+    ],
+)
+def test_no_port_lies_in_two_rules_of_one_address(write, first, second, overlap):
+    path = write(MINIMAL + rule(*first) + rule(*second))
+    if not overlap:
+        assert len(load(path).port_rules) == 2
+        return
+    (problem,) = problems_of(path)
+    assert problem.key == "port_rule[2].ports"
+    assert "port_rule[1]" in problem.expected
+
+
+def test_a_rule_for_an_address_that_is_no_cluster_ip_address(write):
+    (problem,) = problems_of(write(MINIMAL + rule("10.1.0.99", "80", "tcp")))
+    assert (problem.key, problem.value) == ("port_rule[1].cluster_ip_address", '"10.1.0.99"')
+    assert "10.1.0.100" in problem.expected
+
+
+def test_at_most_32_rules(write):
+    rules = [rule("all", str(port), "tcp") for port in range(33)]
+    assert len(load(write(MINIMAL + "".join(rules[:32]))).port_rules) == 32
+    (problem,) = problems_of(write(MINIMAL + "".join(rules)))
+    assert (problem.key, problem.value) == ("port_rule", "33 rules")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "expected"),
+    [
+        ("ab" * 32, 0o640, "mode 600"),
+        ("ab" * 31, 0o600, "32 to 64 bytes"),
+        ("ab" * 65, 0o600, "32 to 64 bytes"),
+        ("secret words", 0o600, "hexadecimal"),
+        (None, 0, "no such file"),
+    ],
+)
+def test_a_key_file_that_will_not_do(write, tmp_path, text, mode, expected):
+    if text is not None:
+        write_key(tmp_path / "cluster.key", text, mode)
+    (problem,) = problems_of(write(MINIMAL.replace("[host]", 'key_file = "cluster.key"\n[host]')))
+    assert problem.key == "cluster.key_file"
+    assert expected in problem.expected
+    assert text is None or text not in str(problem)  # the secret is never printed
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[cluster]\nmode = \n", "line 2"),
+        (b"[cluster]\nmode = '\xff'", "UTF-8"),
+        (b"cluster = 3\nhost = []\nport_rule = [1]", "[cluster]"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, content, expected):
+    path = tmp_path / "host.toml"
+    path.write_bytes(content)
+    assert expected in str(problems_of(path)[0])
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    (problem,) = problems_of(tmp_path / "none.toml")
+    assert (problem.key, problem.file) == ("", str(tmp_path / "none.toml"))
+    assert "no such file" in problem.expected
+
+
+def test_a_dedicated_ip_address_in_another_subnet_is_allowed_and_told(write):
+    (warning,) = load(write(MINIMAL.replace("10.1.0.3/24", "10.2.0.3/24"))).warnings
+    assert "10.2.0.3/24" in warning
+
+
+SHARED_CHANGES = [
+    ("1.0.100/24", "1.0.100/25"),
+    ('mode = "igmp"', 'mode = "unicast"'),
+    ('timers = "fast"', 'timers = "nlb"'),
+    ("tolerance = 7", "tolerance = 8"),
+    ("0xC0FFEE", "0xC0FFED"),
+    ("filter_icmp = true", "filter_icmp = false"),
+    ('"8000-8100"', '"8000-8101"'),
+    ('protocol = "udp"', 'protocol = "tcp"'),
+    ('affinity = "network"', 'affinity = "none"'),
+    ('filtering_mode = "single"', 'filtering_mode = "multiple"'),
+]
+OWN_CHANGES = [
+    ("id = 1\n", "id = 2\n"),
+    ('"eth0"', '"eth1"'),
+    ("10.1.0.1/24", "10.1.0.2/24"),
+    ("load_weight = 0", "load_weight = 7"),
+    ("handling_priority = 4", "handling_priority = 5"),
+    ('ports = "443"', 'ports = "443"\naffinity = "none"'),  # means nothing on a disabled rule
+    ("key_id = 9", "key_id = 8"),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), SHARED_CHANGES + OWN_CHANGES)
+def test_the_digest_covers_what_hosts_share_and_nothing_else(write, tmp_path, old, new):
+    write_key(tmp_path / "cluster.key", "ab" * 32)
+    before = load(write(FULL)).digest
+    assert old in FULL
+    after = load(write(FULL.replace(old, new))).digest
+    assert len(before) == 8
+    assert (before != after) == ((old, new) in SHARED_CHANGES)
+
+
+def test_the_digest_is_the_same_in_every_process(write):
+    program = "import sys; from softnlb.config import load; print(load(sys.argv[1]).digest.hex())"
+    path = write(MINIMAL)
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program, path],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert digests == {f"{load(path).digest.hex()}\n".encode()}
+
+
+def test_a_change_of_load_weight_alone_is_seen_as_such(write):
+    first = load(write(MINIMAL + "[[port_rule]]\nload_weight = 50"))
+    second = load(write(MINIMAL + "[[port_rule]]\nload_weight = 10"))
+    assert first != second
+    assert first.but_for_load_weights() == second.but_for_load_weights()
+
+
+def test_the_json_schema_names_every_table():
+    schema = json_schema()
+    assert set(schema["properties"]) == {"cluster", "host", "port_rule"}
+    assert schema["additionalProperties"] is False
