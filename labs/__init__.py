@@ -1,0 +1,1 @@
+"""Throw-away clusters on one machine: `softnlb lab ...`, its experiments and the demo."""

@@ -1,0 +1,76 @@
+"""The agents of the lab's hosts: forked from the warm supervisor, asked through their sockets."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from labs.node import NodeProcess
+from labs.process import MachineProc, Process, enter_node, fork
+from labs.topology import CLUSTER_IP_ADDRESS, LabSpec, cluster_toml
+from softnlb.control import call
+from softnlb.errors import NotRunningError, SoftnlbError
+
+CONFIG = Path("/etc/softnlb/cluster.toml")
+LOG = Path("/run/softnlb/agent.log")
+
+ASK_TIMEOUT_S = 1.0
+
+
+def start_agent(spec: LabSpec, host: NodeProcess, proc: MachineProc) -> Process:
+    """Start the agent of a host in its node, with a configuration file of its own."""
+    host_id = host.node.host_id
+    if host_id is None:
+        raise SoftnlbError(f"{host.node.name} is not a host")
+
+    def body() -> int:
+        enter_node(host.pid)
+        os.chdir("/")
+        if not CONFIG.exists():
+            CONFIG.write_text(cluster_toml(spec, host_id))
+        from labs.process import redirect_output
+        from softnlb.agent import run
+
+        redirect_output(LOG)
+        return run(CONFIG)
+
+    return fork(f"agent:{host.node.name}", proc, body, log=None)
+
+
+def control_path(host: NodeProcess) -> Path:
+    """The control socket of a host's agent, as seen from the supervisor."""
+    name = f"{CLUSTER_IP_ADDRESS}:{host.node.host_id}"
+    return Path(f"/proc/{host.pid}/root/run/softnlb/{name}.sock")
+
+
+def ask(host: NodeProcess, verb: str, **args: Any) -> dict[str, Any]:
+    """Ask a host's agent.  Raises NotRunningError when nobody listens."""
+    return call(control_path(host), verb, timeout_s=ASK_TIMEOUT_S, **args)
+
+
+def host_status(host: NodeProcess, agent: Process | None) -> tuple[str, int]:
+    """(state, buckets that it accepts now in slot 0).
+
+    Besides the agent's own states: "killed" (the node is gone), "no agent" (it has ended),
+    "paused" (SIGSTOP) and "silent" (it does not answer).
+    """
+    if not host.alive:
+        return "killed", 0
+    if agent is None or agent.ended:
+        return "no agent", 0
+    if _is_paused(agent):
+        return "paused", 0
+    try:
+        maps = ask(host, "maps")
+    except NotRunningError:
+        return "starting", 0
+    except SoftnlbError:
+        return "silent", 0
+    return str(maps["state"]), int(maps["buckets"])
+
+
+def _is_paused(agent: Process) -> bool:
+    try:
+        stat = Path(f"/proc/{agent.pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")

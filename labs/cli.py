@@ -1,0 +1,238 @@
+"""``softnlb lab``: throw-away clusters on this machine."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from modes.plan import Mode
+from softnlb.errors import SoftnlbError
+
+
+@click.group(name="lab", context_settings={"help_option_names": ["-h", "--help"]})
+def lab() -> None:
+    """A whole cluster with switch, router and clients, in namespaces of its own.
+
+    \b
+    softnlb lab up --hosts 4 --timers fast      start one
+    softnlb lab exec client1 -- curl -s http://10.1.0.100/
+    softnlb lab fault kill host2                break something
+    softnlb lab run flooding                    an experiment with a table
+    softnlb lab down                            all of it is gone
+
+    Exit status: 0 ok, 1 failed or refused, 2 usage, 3 no such lab running, 5 this machine lacks
+    something.
+    """
+
+
+Command = Callable[..., Any]
+
+name_option = click.option("--name", default="lab", show_default=True, help="Name of the lab.")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def verb(command: Command) -> Command:
+    """Give a verb --name and --json, and turn errors into one sentence and an exit status."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            status = command(*args, **kwargs)
+        except SoftnlbError as error:
+            if kwargs.get("as_json"):
+                click.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
+            click.echo(f"softnlb: {error}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.exit(1)
+        sys.exit(status or 0)
+
+    return name_option(json_option(guarded))
+
+
+def print_json(document: object) -> None:
+    """A document for programs."""
+    click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None, default=str))
+
+
+@lab.command()
+@click.option("--hosts", default=4, show_default=True, help="Cluster hosts, 1 to 32.")
+@click.option(
+    "--mode", type=click.Choice([str(mode) for mode in Mode]), default="unicast", show_default=True
+)
+@click.option(
+    "--timers",
+    type=click.Choice(["nlb", "fast"]),
+    default="nlb",
+    show_default=True,
+    help="nlb: a heartbeat each second; fast: every 100 ms.",
+)
+@click.option(
+    "--data-plane",
+    type=click.Choice(["auto", "nfqueue", "ebpf"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--switch",
+    type=click.Choice(["dumb", "linux", "mac"]),
+    help="dumb: no snooping; linux: by IP group; mac: by MAC address.  "
+    "Default: mac for IGMP, else dumb.",
+)
+@click.option(
+    "--affinity",
+    type=click.Choice(["none", "single", "network"]),
+    default="single",
+    show_default=True,
+    help="Client affinity of the lab's one port rule.",
+)
+@verb
+def up(name: str, as_json: bool, switch: str | None, mode: str, **choices: Any) -> None:
+    """Start a lab and return when all hosts are converged."""
+    from labs.topology import LabSpec
+    from labs.up import start_lab
+
+    spec = LabSpec(
+        name=name,
+        mode=Mode(mode),
+        switch=switch or ("mac" if mode == Mode.IGMP else "dumb"),
+        **choices,
+    )
+    total = 0
+
+    def stage(text: str, ms: int) -> None:
+        nonlocal total
+        total += ms
+        if not as_json:
+            click.echo(f"  {ms:6d} ms  {text}", err=True)
+
+    status = start_lab(spec, stage)
+    if as_json:
+        print_json(status | {"up_ms": total})
+        return
+    from labs.drawing import lab_map, next_steps
+
+    click.echo(f"  {total:6d} ms  in all", err=True)
+    click.echo("\n" + lab_map(status) + "\n")
+    click.echo(next_steps(name))
+
+
+@lab.command()
+@verb
+def status(name: str, as_json: bool) -> None:
+    """Hosts, their states and buckets, and the nodes."""
+    from labs.handle import LabHandle
+
+    facts = LabHandle(name).status()
+    if as_json:
+        print_json(facts)
+        return
+    from labs.drawing import print_status
+
+    print_status(facts)
+
+
+@lab.command(name="exec", context_settings={"ignore_unknown_options": True})
+@click.argument("node")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@verb
+def execute(name: str, as_json: bool, node: str, command: tuple[str, ...]) -> int:
+    """Run a command in a node: ``softnlb lab exec client1 -- curl -s http://10.1.0.100/``.
+
+    Passes on standard streams and the exit status.  With --json the command's output and status
+    come as one document.
+    """
+    from labs.handle import LabHandle
+
+    handle = LabHandle(name)
+    if not as_json:
+        return handle.execute(node, list(command))
+    status, output = handle.capture_output(node, list(command))
+    print_json({"node": node, "command": list(command), "exit_status": status, "output": output})
+    return status
+
+
+@lab.command()
+@click.argument("node")
+@verb
+def shell(name: str, as_json: bool, node: str) -> int:
+    """A shell in a node."""
+    from labs.handle import LabHandle
+
+    os.environ["PS1"] = f"[{name}] {node}# "
+    interactive = [os.environ.get("SHELL", "/bin/sh")]
+    return LabHandle(name).execute(node, interactive)
+
+
+@lab.command()
+@click.argument("fault")
+@click.argument("arguments", nargs=-1)
+@verb
+def fault(name: str, as_json: bool, fault: str, arguments: tuple[str, ...]) -> None:
+    """Break something, or mend it: ``softnlb lab fault kill host2``.
+
+    \b
+    kill start             power a host off and on
+    agent-kill stop cont   its agent: SIGKILL, SIGSTOP, SIGCONT
+    freeze thaw            every process of the host
+    unplug replug          its cable
+    loss PERCENT, mute, deaf, partition, heal      what the switch does to it
+    app-down app-up        its HTTP service
+    clear-fdb, snooping on|off                     the switch itself
+    flush-rules            `nft flush ruleset` in the host
+    """
+    from labs.handle import LabHandle
+
+    message = LabHandle(name).fault(fault, *arguments)
+    if as_json:
+        print_json({"fault": fault, "arguments": list(arguments), "message": message})
+    else:
+        click.echo(message)
+
+
+@lab.command(name="list")
+@verb
+def list_labs(name: str, as_json: bool) -> None:
+    """The labs that are running."""
+    from labs.handle import LabHandle
+    from labs.state import running_labs
+
+    facts = [LabHandle(running).ask("nodes")["spec"] for running in running_labs()]
+    if as_json:
+        print_json({"labs": facts})
+        return
+    for spec in facts:
+        click.echo(
+            f"{spec['name']}: {spec['hosts']} hosts, {spec['mode']}, {spec['switch']} switch"
+        )
+    if not facts:
+        click.echo("no lab is running")
+
+
+@lab.command()
+@click.option("--all", "everything", is_flag=True, help="Every lab of this user.")
+@verb
+def down(name: str, as_json: bool, everything: bool) -> None:
+    """End a lab; nothing of it is left."""
+    import time
+
+    from labs.handle import LabHandle
+    from labs.state import running_labs
+
+    began = time.monotonic()
+    names = running_labs() if everything else [name]
+    for each in names:
+        LabHandle(each).down()
+    ms = round((time.monotonic() - began) * 1000)
+    if as_json:
+        print_json({"down": names, "ms": ms})
+    else:
+        click.echo(f"{', '.join(names) or 'no lab'}: down after {ms} ms")
+
+
+if __name__ == "__main__":
+    lab()

@@ -1,0 +1,221 @@
+"""What can go wrong in a lab, by name: the verbs of ``softnlb lab fault``."""
+
+import signal
+from collections.abc import Callable
+
+from labs.lab import Lab
+from labs.node import run_tool
+from labs.switch import BRIDGE, snooping_lines
+from softnlb.errors import SoftnlbError, UsageError
+
+
+def _targets(lab: Lab, arguments: list[str]) -> list[str]:
+    if not arguments:
+        raise UsageError("name at least one node")
+    for name in arguments:
+        if name not in lab.plan:
+            raise SoftnlbError(f"{name} is not a node of this lab: {', '.join(lab.plan)}")
+    return arguments
+
+
+def _ports(lab: Lab, arguments: list[str]) -> list[str]:
+    return [lab.port(name) for name in _targets(lab, arguments)]
+
+
+def _hosts(lab: Lab, arguments: list[str]) -> list[str]:
+    for name in _targets(lab, arguments):
+        lab.host(name)
+        if not lab.nodes[name].alive:
+            raise SoftnlbError(f"{name} was killed: `softnlb lab fault start {name}` first")
+    return arguments
+
+
+def kill(lab: Lab, arguments: list[str]) -> str:
+    """Power off: the cable first, so that no FIN or RST of the dying kernel reaches a client."""
+    names = _hosts(lab, arguments)
+    lab.switch_ports([f"link set {lab.port(name)} down" for name in names])
+    for name in names:
+        lab.kill_processes(name)
+    return f"{', '.join(names)}: powered off"
+
+
+def start(lab: Lab, arguments: list[str]) -> str:
+    """Power on a killed host, or start the agent of a host that has none."""
+    for name in _targets(lab, arguments):
+        host = lab.host(name)
+        if not host.alive:
+            lab.start_node(name)
+            lab.start_services([name])
+            lab.install_faults()
+        elif lab.spec.agents and not lab.agents[name].ended:
+            raise SoftnlbError(f"{name} is running")
+        if lab.spec.agents:
+            lab.start_agent(name)
+    return f"{', '.join(arguments)}: started"
+
+
+def _agent_signal(number: int, done: str) -> Callable[[Lab, list[str]], str]:
+    def fault(lab: Lab, arguments: list[str]) -> str:
+        for name in _hosts(lab, arguments):
+            if name not in lab.agents or lab.agents[name].ended:
+                raise SoftnlbError(f"{name} has no running agent")
+            lab.agents[name].signal(number)
+        return f"{', '.join(arguments)}: {done}"
+
+    return fault
+
+
+def freeze(lab: Lab, arguments: list[str]) -> str:
+    """Stop every process of a host; its kernel goes on."""
+    for name in _hosts(lab, arguments):
+        lab.signal_all(name, signal.SIGSTOP)
+        lab.frozen.add(name)
+    return f"{', '.join(arguments)}: frozen"
+
+
+def thaw(lab: Lab, arguments: list[str]) -> str:
+    """Continue a frozen host."""
+    for name in _hosts(lab, arguments):
+        lab.signal_all(name, signal.SIGCONT)
+        lab.frozen.discard(name)
+    return f"{', '.join(arguments)}: thawed"
+
+
+def unplug(lab: Lab, arguments: list[str]) -> str:
+    """Pull the cable out of the switch."""
+    ports = _ports(lab, arguments)
+    lab.switch_ports([f"link set {port} down" for port in ports])
+    lab.unplugged.update(ports)
+    return f"{', '.join(ports)}: unplugged"
+
+
+def replug(lab: Lab, arguments: list[str]) -> str:
+    """Put the cable back."""
+    ports = _ports(lab, arguments)
+    lab.switch_ports([f"link set {port} up" for port in ports])
+    lab.unplugged.difference_update(ports)
+    return f"{', '.join(ports)}: plugged in"
+
+
+def loss(lab: Lab, arguments: list[str]) -> str:
+    """``loss PERCENT NODE...``: lose frames at a port, in both directions."""
+    try:
+        percent = float(arguments[0].rstrip("%"))
+    except (IndexError, ValueError) as error:
+        raise UsageError("expected: loss PERCENT NODE...") from error
+    if not 0 <= percent <= 100:
+        raise UsageError(f"loss {percent:g}: expected 0 to 100 percent")
+    for port in _ports(lab, arguments[1:]):
+        lab.faults.loss[port] = percent
+    lab.install_faults()
+    return f"{', '.join(arguments[1:])}: {percent:g} % of the frames are lost"
+
+
+def mute(lab: Lab, arguments: list[str]) -> str:
+    """The switch passes on nothing that comes from the node."""
+    lab.faults.mute.update(_ports(lab, arguments))
+    lab.install_faults()
+    return f"{', '.join(arguments)}: mute"
+
+
+def deaf(lab: Lab, arguments: list[str]) -> str:
+    """The switch sends nothing to the node."""
+    lab.faults.deaf.update(_ports(lab, arguments))
+    lab.install_faults()
+    return f"{', '.join(arguments)}: deaf"
+
+
+def partition(lab: Lab, arguments: list[str]) -> str:
+    """``partition host1,host2``: those ports against all others."""
+    side = [name for argument in arguments for name in argument.split(",") if name]
+    one = frozenset(_ports(lab, side))
+    other = frozenset(node.port for node in lab.plan.values() if node.port is not None) - one
+    if not other:
+        raise UsageError("that is everybody: name the nodes of one side only")
+    lab.faults.partition = (one, other)
+    lab.install_faults()
+    return f"{', '.join(sorted(one))} | {', '.join(sorted(other))}"
+
+
+def heal(lab: Lab, arguments: list[str]) -> str:
+    """End partition, loss, mute and deaf: of the named nodes, or all of it."""
+    if arguments:
+        for port in _ports(lab, arguments):
+            lab.faults.forget(port)
+    else:
+        lab.faults.forget()
+    lab.install_faults()
+    return f"{', '.join(arguments) or 'everything'}: healed"
+
+
+def app_down(lab: Lab, arguments: list[str]) -> str:
+    """End the HTTP service; the agent does not notice, as with NLB."""
+    for name in _hosts(lab, arguments):
+        lab.services[name].signal(signal.SIGKILL)
+    return f"{', '.join(arguments)}: HTTP service ended"
+
+
+def app_up(lab: Lab, arguments: list[str]) -> str:
+    """Start the HTTP service again."""
+    for name in _hosts(lab, arguments):
+        lab.reap()
+        if not lab.services[name].ended:
+            raise SoftnlbError(f"the HTTP service of {name} is running")
+        lab.start_services([name])
+    return f"{', '.join(arguments)}: HTTP service started"
+
+
+def clear_fdb(lab: Lab, arguments: list[str]) -> str:
+    """The switch forgets every address that it learned."""
+    if arguments:
+        raise UsageError("clear-fdb takes no node: it is the switch that forgets")
+    lab.in_node(
+        "switch", lambda: run_tool(["ip", "link", "set", BRIDGE, "type", "bridge", "fdb_flush"])
+    )
+    return "the switch forgot what it had learned"
+
+
+def snooping(lab: Lab, arguments: list[str]) -> str:
+    """``snooping on`` or ``snooping off``: the kernel's IGMP snooping and its querier."""
+    if arguments not in (["on"], ["off"]):
+        raise UsageError("expected: snooping on, or snooping off")
+    lab.switch_ports(snooping_lines(arguments == ["on"]))
+    return f"IGMP snooping is {arguments[0]}"
+
+
+def flush_rules(lab: Lab, arguments: list[str]) -> str:
+    """``nft flush ruleset`` in a host, as a firewall script on a real machine does."""
+    for name in _hosts(lab, arguments):
+        lab.in_node(name, lambda: run_tool(["nft", "flush", "ruleset"]))
+    return f"{', '.join(arguments)}: all nft rules flushed"
+
+
+FAULTS: dict[str, Callable[[Lab, list[str]], str]] = {
+    "kill": kill,
+    "start": start,
+    "agent-kill": _agent_signal(signal.SIGKILL, "agent killed"),
+    "stop": _agent_signal(signal.SIGSTOP, "agent stopped (SIGSTOP)"),
+    "cont": _agent_signal(signal.SIGCONT, "agent continued"),
+    "freeze": freeze,
+    "thaw": thaw,
+    "unplug": unplug,
+    "replug": replug,
+    "loss": loss,
+    "mute": mute,
+    "deaf": deaf,
+    "partition": partition,
+    "heal": heal,
+    "app-down": app_down,
+    "app-up": app_up,
+    "clear-fdb": clear_fdb,
+    "snooping": snooping,
+    "flush-rules": flush_rules,
+}
+
+
+def inject(lab: Lab, fault: str, arguments: list[str]) -> str:
+    """Carry out a fault by name; returns one sentence.  Raises UsageError for an unknown one."""
+    if fault not in FAULTS:
+        raise UsageError(f"{fault} is not a fault: {', '.join(FAULTS)}")
+    lab.reap()
+    return FAULTS[fault](lab, arguments)

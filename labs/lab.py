@@ -1,0 +1,293 @@
+"""The lab itself, inside its namespaces: builds the nodes and knows what runs in them."""
+
+import functools
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labs.agents import ask, host_status, start_agent
+from labs.node import NodeProcess, run_batch, run_tool
+from labs.process import MachineProc, Process, enter_node, fork, processes_in
+from labs.service import serve
+from labs.snooping import mirror
+from labs.switch import PortFaults, bridge_lines, fault_ruleset, port_lines
+from labs.topology import CLUSTER_IP_ADDRESS, CLUSTER_NETWORK, LabSpec, Node, nodes
+from softnlb.errors import SoftnlbError
+
+CONVERGE_TIMEOUT_S = 60.0
+POLL_S = 0.02
+
+
+class Lab:
+    """Everything that runs in the lab.  Lives in the supervisor."""
+
+    def __init__(self, spec: LabSpec, proc: MachineProc) -> None:
+        self.spec = spec
+        self.proc = proc
+        self.plan = {node.name: node for node in nodes(spec.hosts)}
+        self.nodes: dict[str, NodeProcess] = {}
+        self.agents: dict[str, Process] = {}
+        self.services: dict[str, Process] = {}
+        self.faults = PortFaults()
+        self.unplugged: set[str] = set()
+        self.frozen: set[str] = set()
+        self._others: list[Process] = []
+
+    # ------------------------------------------------------------ building
+
+    def build_network(self) -> None:
+        """Nodes, switch, cables, addresses."""
+        self.nodes = {name: NodeProcess(node, self.proc) for name, node in self.plan.items()}
+        for node in self.nodes.values():
+            node.await_namespaces()
+        lines = bridge_lines(self.spec.switch)
+        for node in self.nodes.values():
+            if node.node.port is not None:
+                lines += port_lines(node.node, node.pid, self.spec.switch)
+        router, client = self.nodes["router"].pid, self.nodes["client1"].pid
+        lines.append(f"link add eth1 netns {router} type veth peer name eth0 netns {client}")
+        self.in_node("switch", lambda: run_batch("ip", lines))
+        if self.spec.switch == "mac":
+            process, ready = self._start("switch:mirror", "switch", mirror)
+            self._others.append(process)
+            _await_start("the snooping of the switch", ready)
+        for node in self.nodes.values():
+            node.configure()
+        for node in self.nodes.values():
+            node.await_configured()
+
+    def start_services(self, names: list[str]) -> None:
+        """The HTTP service of these hosts; returns when clients may connect."""
+        starting = []
+        for name in names:
+            body = functools.partial(serve, self.plan[name].host_id)
+            self.services[name], ready = self._start(f"http:{name}", name, body)
+            starting.append((name, ready))
+        for name, ready in starting:
+            _await_start(f"the HTTP service of {name}", ready)
+
+    def start_agent(self, name: str) -> None:
+        """The agent of a host; it is not asked to be converged yet."""
+        self.agents[name] = start_agent(self.spec, self.nodes[name], self.proc)
+
+    def start_node(self, name: str) -> None:
+        """Build a killed node again, and its cable."""
+        old = self.nodes[name]
+        if old.alive:
+            raise SoftnlbError(f"{name} is running")
+        node = self.plan[name]
+        fresh = NodeProcess(node, self.proc)
+        fresh.await_namespaces()
+        lines = port_lines(node, fresh.pid, self.spec.switch)
+        self.in_node("switch", lambda: run_batch("ip", lines))
+        fresh.configure()
+        fresh.await_configured()
+        self.nodes[name] = fresh
+        self.unplugged.discard(name)
+        self.frozen.discard(name)
+
+    # ------------------------------------------------------------ helpers
+
+    def hosts(self) -> list[str]:
+        """Names of the cluster hosts in order of their ids."""
+        return [name for name, node in self.plan.items() if node.kind == "host"]
+
+    def host(self, name: str) -> NodeProcess:
+        """A host by name.  Raises SoftnlbError for anything else."""
+        if name not in self.plan or self.plan[name].kind != "host":
+            raise SoftnlbError(f"{name} is not a host of this lab: {', '.join(self.hosts())}")
+        return self.nodes[name]
+
+    def port(self, name: str) -> str:
+        """The switch port of a node.  Raises SoftnlbError when it has none."""
+        node: Node | None = self.plan.get(name)
+        if node is None or node.port is None:
+            ports = [node.name for node in self.plan.values() if node.port is not None]
+            raise SoftnlbError(f"{name} has no cable to the switch: {', '.join(ports)}")
+        return node.port
+
+    def in_node(self, name: str, body: Callable[[], object]) -> None:
+        """Run ``body`` in a child inside a node and wait.  Raises SoftnlbError with its text."""
+        read_end, write_end = os.pipe()
+
+        def inside() -> int:
+            os.close(read_end)
+            try:
+                enter_node(self.nodes[name].pid)
+                body()
+            except (SoftnlbError, OSError) as error:
+                os.write(write_end, str(error).encode()[:4000])
+                return 1
+            return 0
+
+        child = fork(f"in:{name}", self.proc, inside, log=None)
+        os.close(write_end)
+        with os.fdopen(read_end) as pipe:
+            trouble = pipe.read()
+        _, status = os.waitpid(child.pid, 0)
+        child.ended = True
+        if status != 0:
+            raise SoftnlbError(trouble or f"a helper in {name} ended with status {status}")
+
+    def install_faults(self) -> None:
+        """Make the switch play ``self.faults``."""
+        text = fault_ruleset(self.faults)
+        self.in_node("switch", lambda: run_tool(["nft", "-f", "-"], text))
+
+    def switch_ports(self, lines: list[str]) -> None:
+        """Carry out ``ip -batch`` lines in the switch."""
+        self.in_node("switch", lambda: run_batch("ip", lines))
+
+    def kill_processes(self, name: str) -> None:
+        """SIGKILL for every process of a node, the holder of its namespaces last."""
+        holder = self.nodes[name].pid
+        while True:
+            others = [pid for pid in processes_in(holder) if pid != holder]
+            if not others:
+                break
+            for pid in others:
+                _kill(pid, signal.SIGKILL)
+            self.reap()
+        _kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        self.nodes[name].process.ended = True
+
+    def signal_all(self, name: str, number: int) -> None:
+        """A signal for every process of a node."""
+        for pid in processes_in(self.nodes[name].pid):
+            _kill(pid, number)
+
+    def reap(self) -> None:
+        """Collect children that have ended."""
+        running = {
+            process.pid: process
+            for process in (
+                *self.agents.values(),
+                *self.services.values(),
+                *(node.process for node in self.nodes.values()),
+                *self._others,
+            )
+            if not process.ended
+        }
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in running:
+                running[pid].ended = True
+
+    def _start(self, title: str, name: str, body: Callable[[int], int]) -> tuple[Process, int]:
+        """Fork ``body`` into a node; it tells the returned descriptor when it is ready."""
+        read_end, write_end = os.pipe()
+
+        def inside() -> int:
+            os.close(read_end)
+            enter_node(self.nodes[name].pid)
+            return body(write_end)
+
+        process = fork(title, self.proc, inside, log=None)
+        os.close(write_end)
+        return process, read_end
+
+    # ------------------------------------------------------------ what it looks like
+
+    def await_convergence(self, abandoned: Callable[[], bool]) -> None:
+        """Return when every host is converged with all others.  Raises SoftnlbError."""
+        deadline = time.monotonic() + CONVERGE_TIMEOUT_S
+        everybody = [self.plan[name].host_id for name in self.hosts()]
+        waiting = self.hosts()
+        while waiting:
+            name = waiting[0]
+            self.reap()
+            if self.agents[name].ended:
+                raise SoftnlbError(f"the agent of {name} ended: {self._last_words(name)}")
+            try:
+                seen = ask(self.nodes[name], "query")
+            except SoftnlbError:
+                seen = {}
+            if seen.get("state") == "converged" and seen.get("members") == everybody:
+                waiting.pop(0)
+                continue
+            if time.monotonic() > deadline:
+                raise SoftnlbError(
+                    f"{name} is not converged after {CONVERGE_TIMEOUT_S:g} s: {seen or 'silent'}"
+                )
+            if abandoned():
+                raise SoftnlbError("nobody waits for this lab any more")
+            select.select([], [], [], POLL_S)
+
+    def _last_words(self, name: str) -> str:
+        try:
+            with open(f"/proc/{self.nodes[name].pid}/root/run/softnlb/agent.log") as log:
+                lines = log.read().strip().splitlines()
+        except OSError:
+            lines = []
+        return lines[-1] if lines else "without a word"
+
+    def status(self) -> dict[str, Any]:
+        """What ``lab status --json`` prints."""
+        self.reap()
+        hosts = []
+        for name in self.hosts():
+            agent = self.agents.get(name)
+            state, buckets = host_status(self.nodes[name], agent)
+            if name in self.frozen and self.nodes[name].alive:
+                state = "frozen"
+            hosts.append(
+                {
+                    "host_id": self.plan[name].host_id,
+                    "state": state,
+                    "pid": agent.machine_pid if agent is not None and not agent.ended else None,
+                    "dedicated_ip_address": str(self.plan[name].address),
+                    "buckets": buckets,
+                }
+            )
+        return {
+            "name": self.spec.name,
+            "cluster_ip_address": str(CLUSTER_IP_ADDRESS),
+            "mode": str(self.spec.mode),
+            "hosts": hosts,
+            "faults": self.faults.describe() | {"unplugged": sorted(self.unplugged)},
+            **self.describe(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What a program needs to enter the lab; asks no agent, so it takes no time."""
+        return {
+            "nodes": [self._describe(name) for name in self.plan],
+            "spec": self.spec.to_json(),
+            "supervisor_pid": self.proc.own_pid(),
+        }
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        node, running = self.plan[name], self.nodes[name]
+        address = None
+        if node.address is not None:
+            prefix = 16 if name == "client1" else CLUSTER_NETWORK.prefixlen
+            address = f"{node.address}/{prefix}"
+        return {
+            "name": name,
+            "kind": node.kind,
+            "address": address,
+            "pid": running.process.machine_pid if running.alive else None,
+            "port": node.port,
+        }
+
+
+def _await_start(what: str, ready: int) -> None:
+    with os.fdopen(ready, "rb") as pipe:
+        if pipe.read() != b"1":
+            raise SoftnlbError(f"{what} could not be started")
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return

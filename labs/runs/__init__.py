@@ -1,0 +1,1 @@
+"""Experiments: `softnlb lab run NAME`, one module each."""

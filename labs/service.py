@@ -1,0 +1,116 @@
+"""The lab's HTTP service: says which host answered.  Port 80 on every address of the host.
+
+GET /          one JSON object with the host id, then keep-alive as HTTP/1.1 does
+GET /hold      the same object on one line, then an echo of every byte until the client closes
+GET /sink      the same object on one line, then swallows bytes until the client closes
+GET /source    the same object on one line, then sends zeros until the client closes
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import socket
+
+from labs.topology import SERVICE_PORT
+
+BACKLOG = 4096
+REQUEST_MAX_BYTES = 8192
+ZEROS = bytes(1 << 18)
+
+
+class Conversation(asyncio.Protocol):
+    """One client connection."""
+
+    def __init__(self, host_id: int | None) -> None:
+        self.host_id = host_id
+        self.kind = "http"
+        self.received = b""
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected."""
+        if isinstance(transport, asyncio.Transport):
+            self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request, or of the stream that an earlier request began."""
+        if self.transport is None:
+            return
+        if self.kind == "hold":
+            self.transport.write(data)
+        elif self.kind == "http":
+            self.received += data
+            while self.kind == "http" and b"\r\n\r\n" in self.received:
+                head, _, self.received = self.received.partition(b"\r\n\r\n")
+                self._answer(head)
+            if len(self.received) > REQUEST_MAX_BYTES:
+                self.transport.abort()
+
+    def resume_writing(self) -> None:
+        """There is room for more zeros."""
+        if self.kind == "source" and self.transport is not None:
+            self.transport.write(ZEROS)
+
+    def _answer(self, head: bytes) -> None:
+        transport = self.transport
+        if transport is None:
+            return
+        words = head.split(b"\r\n", 1)[0].split()
+        path = words[1].decode(errors="replace") if len(words) == 3 else ""
+        body = self._who(path)
+        kind = path.strip("/")
+        if kind in ("hold", "sink", "source"):
+            self.kind = kind
+            transport.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+            if kind == "source":
+                transport.set_write_buffer_limits(high=len(ZEROS))
+                transport.write(ZEROS + ZEROS)
+            return
+        status = b"200 OK" if words[:1] in ([b"GET"], [b"HEAD"]) else b"400 Bad Request"
+        close = b"connection: close" in head.lower() or b"HTTP/1.0" in head
+        transport.write(
+            b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%b\r\n"
+            % (status, len(body), b"Connection: close\r\n" if close else b"")
+            + (b"" if words[:1] == [b"HEAD"] else body)
+        )
+        if close:
+            transport.close()
+
+    def _who(self, path: str) -> bytes:
+        transport = self.transport
+        client = transport.get_extra_info("peername") if transport else None
+        server = transport.get_extra_info("sockname") if transport else None
+        answer = {
+            "host_id": self.host_id,
+            "node": socket.gethostname(),
+            "client": f"{client[0]}:{client[1]}" if client else None,
+            "server": f"{server[0]}:{server[1]}" if server else None,
+            "path": path,
+        }
+        return json.dumps(answer).encode() + b"\n"
+
+
+async def _serve(host_id: int | None, ready: int) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Conversation(host_id),
+        "0.0.0.0",
+        SERVICE_PORT,
+        backlog=BACKLOG,
+        reuse_address=True,
+    )
+    os.write(ready, b"1")
+    os.close(ready)
+    async with server:
+        await server.serve_forever()
+
+
+def serve(host_id: int | None, ready: int) -> int:
+    """Serve until killed; one byte to the descriptor ``ready`` when clients may connect."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    asyncio.run(_serve(host_id, ready))
+    return 0
