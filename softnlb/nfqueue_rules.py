@@ -1,0 +1,203 @@
+"""The kernel's part of the nfqueue plane: one nft table that queues only what must be decided.
+
+The table hooks local input after early demultiplexing, where ``meta cgroup`` matches a packet
+exactly when the kernel has already found the connection it belongs to, never when there is only a
+listener (the ``socket`` expression alone looks listeners up, too).  It costs no conntrack and no
+look-up of its own.
+"""
+
+import re
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from itertools import pairwise
+
+from convergence.rules import FilteringMode
+from softnlb import netlink
+from softnlb.errors import DataPlaneUnavailable
+from softnlb.filter import FilterTable, match_rule
+from softnlb.packet import TCP, UDP
+
+COUNTERS = ("second-chance", "icmp-error", "wrong-interface", "disabled", "no-socket")
+"""Reasons of what the kernel decides by itself; a counter of the table has the name of each."""
+
+_QUEUE_CHAIN = "undecided"
+
+# Any owner, so true for every packet that has a full socket: of the states only TIME_WAIT has none.
+_HAS_SOCKET = "meta cgroup 0-4294967294"
+# A request socket (SYN_RECV) passes the first test in the shape of its listener but has no mark.
+_IS_SYNCHRONIZED = f"{_HAS_SOCKET} socket mark 0-4294967294"
+
+# Per flow and second one segment without a socket is enough to answer it with RST, and one more
+# holds the third ACK of a handshake; without this an upload to another host floods the queue.
+_STRAYS = (
+    "update @strays { ip saddr . ip daddr . tcp sport . tcp dport "
+    "limit rate 1/second burst 3 packets }"
+)
+_ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+
+_NFNL_BATCH_BEGIN, _NFNL_BATCH_END = 0x10, 0x11
+_NFNL_SUBSYS_NFTABLES = 10
+_NFT_MSG_NEWRULE = _NFNL_SUBSYS_NFTABLES << 8 | 6
+_NFTA_RULE_TABLE, _NFTA_RULE_CHAIN, _NFTA_RULE_EXPRESSIONS = 1, 2, 4
+_NFTA_LIST_ELEM, _NFTA_EXPR_NAME, _NFTA_EXPR_DATA = 1, 1, 2
+_NFTA_TARGET_NAME, _NFTA_TARGET_REV, _NFTA_TARGET_INFO = 1, 2, 3
+_NESTED = 0x8000
+
+
+def table_name(interface: str) -> str:
+    """A name that nft accepts, different for every interface."""
+    plain = re.sub(r"[^A-Za-z0-9]", lambda found: f"_{ord(found[0]):x}_", interface)
+    return f"softnlb_queue_{plain}"
+
+
+def ruleset(interface: str, nft_queue: int | None) -> str:
+    """One transaction that replaces the table; no cluster IP address is in it yet.
+
+    ``nft_queue``: number for nft's own queue statement, None to leave it to ``add_queue_rule``.
+    Without either the chain drops, so no moment is open.
+    """
+    name = table_name(interface)
+    queue = "" if nft_queue is None else f"queue num {nft_queue}"
+    counters = "\n".join(f"counter {reason} {{\n}}" for reason in COUNTERS)
+    return f"""
+table ip {name} {{
+}}
+delete table ip {name}
+table ip {name} {{
+    {counters}
+    set cluster_ip_addresses {{
+        type ipv4_addr
+    }}
+    set disabled {{
+        type ipv4_addr . inet_proto . inet_service
+        flags interval
+    }}
+    set strays {{
+        type ipv4_addr . ipv4_addr . inet_service . inet_service
+        size 131072
+        flags dynamic,timeout
+        timeout 3s
+    }}
+    chain {_QUEUE_CHAIN} {{
+        {queue}
+        drop
+    }}
+    chain segments {{
+        tcp flags & (fin | syn | rst | ack) == syn goto {_QUEUE_CHAIN}
+        ip daddr . ip protocol . tcp dport @disabled counter name disabled drop
+        {_IS_SYNCHRONIZED} counter name second-chance accept
+        {_HAS_SOCKET} goto {_QUEUE_CHAIN}
+        {_STRAYS} limit rate 10000/second burst 1000 packets goto {_QUEUE_CHAIN}
+        counter name no-socket drop
+    }}
+    chain datagrams {{
+        ip daddr . ip protocol . udp dport @disabled goto {_QUEUE_CHAIN}
+        {_HAS_SOCKET} counter name second-chance accept
+        goto {_QUEUE_CHAIN}
+    }}
+    chain cluster {{
+        iifname "lo" accept
+        iifname != "{interface}" counter name wrong-interface drop
+        ip protocol tcp goto segments
+        ip protocol udp goto datagrams
+        {_ICMP_ERRORS} counter name icmp-error accept
+        goto {_QUEUE_CHAIN}
+    }}
+    chain input {{
+        type filter hook input priority mangle - 10; policy accept;
+        ip daddr @cluster_ip_addresses goto cluster
+    }}
+    chain output {{
+        type filter hook output priority mangle - 10; policy accept;
+        ip saddr @cluster_ip_addresses tcp flags & (syn | ack) == syn | ack goto {_QUEUE_CHAIN}
+    }}
+}}
+"""
+
+
+def removal(interface: str) -> str:
+    """One transaction that removes the table, whether it is there or not."""
+    name = table_name(interface)
+    return f"table ip {name} {{\n}}\ndelete table ip {name}\n"
+
+
+def set_elements(interface: str, table: FilterTable) -> str:
+    """One transaction that puts the cluster's addresses and its disabled ports into the sets."""
+    addresses = [ip for ip in table.cluster_ip_addresses if isinstance(ip, IPv4Address)]
+    contents = {
+        "cluster_ip_addresses": [str(ip) for ip in addresses],
+        "disabled": [
+            f"{ip} . {name} . {start}-{end}"
+            for ip in addresses
+            for name, number in (("tcp", TCP), ("udp", UDP))
+            for start, end in _disabled_ports(table, ip, number)
+        ],
+    }
+    lines = []
+    for name, elements in contents.items():
+        lines.append(f"flush set ip {table_name(interface)} {name}")
+        if elements:
+            listed = ", ".join(elements)
+            lines.append(f"add element ip {table_name(interface)} {name} {{ {listed} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _disabled_ports(
+    table: FilterTable, ip: IPv4Address, protocol: int
+) -> Iterable[tuple[int, int]]:
+    """The port ranges of an address whose rule is disabled; rules may overlap, so edges decide."""
+    edges = {0, 65536}
+    for rule in table.rules:
+        edges |= {rule.rule.start_port, rule.rule.end_port + 1}
+    ordered = sorted(edges)
+    for start, after in pairwise(ordered):
+        rule = table.rules[match_rule(table, ip.packed, protocol, start)]
+        if rule.rule.filtering_mode == FilteringMode.DISABLED or not rule.enabled:
+            yield start, after - 1
+
+
+def add_queue_rule(interface: str, queue_number: int) -> None:
+    """Put the xtables target NFQUEUE before the drop: for kernels without nft's own statement.
+
+    nft cannot write such a rule, iptables only into tables of its own; as one message it shares
+    the fate of the table around it.  Raises DataPlaneUnavailable.
+    """
+
+    def text(kind: int, value: str) -> bytes:
+        return netlink.attribute(kind, value.encode() + b"\0")
+
+    # xt_NFQ_info_v1: first queue number, number of queues; padded as xtables aligns it.
+    info = queue_number.to_bytes(2, "little") + (1).to_bytes(2, "little") + bytes(4)
+    target = (
+        text(_NFTA_TARGET_NAME, "NFQUEUE")
+        + netlink.attribute(_NFTA_TARGET_REV, (1).to_bytes(4, "big"))
+        + netlink.attribute(_NFTA_TARGET_INFO, info)
+    )
+    expression = text(_NFTA_EXPR_NAME, "target") + netlink.attribute(
+        _NFTA_EXPR_DATA | _NESTED, target
+    )
+    rule = (
+        text(_NFTA_RULE_TABLE, table_name(interface))
+        + text(_NFTA_RULE_CHAIN, _QUEUE_CHAIN)
+        + netlink.attribute(
+            _NFTA_RULE_EXPRESSIONS | _NESTED,
+            netlink.attribute(_NFTA_LIST_ELEM | _NESTED, expression),
+        )
+    )
+    batch_head = bytes(2) + _NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")
+    rule_head = bytes((socket.AF_INET, 0, 0, 0))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETFILTER) as nft:
+        nft.settimeout(5)
+        nft.send(
+            netlink.message(_NFNL_BATCH_BEGIN, 0, batch_head)
+            + netlink.message(_NFT_MSG_NEWRULE, netlink.CREATE | netlink.ACK, rule_head + rule)
+            + netlink.message(_NFNL_BATCH_END, 0, batch_head)
+        )
+        _kind, body = next(netlink.messages(nft.recv(4096)))
+    error = -int.from_bytes(body[:4], "little", signed=True)
+    if error:
+        raise DataPlaneUnavailable(
+            "the kernel takes neither nft's queue statement nor the NFQUEUE target "
+            f"(errno {error}): load nft_queue, or nft_compat with xt_NFQUEUE"
+        )
