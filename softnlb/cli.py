@@ -9,6 +9,7 @@ import sys
 import click
 
 from softnlb import __version__
+from softnlb.cli_explain import explain
 from softnlb.cli_more import agent, config, lab
 from softnlb.cli_verbs import VERBS
 from softnlb.config import ConfigError
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, agent, config, lab):
+for _command in (*VERBS, agent, config, explain, lab):
     cli.add_command(_command)
 
 
