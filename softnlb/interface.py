@@ -20,6 +20,7 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_RTMSG_SCOPE = 6
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
 _LABEL_BYTES_MAX = 15
@@ -65,8 +66,8 @@ def set_mac(route: netlink.Netlink, interface: Interface, mac: bytes) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        # Taking the interface down costs its routes, so put those back that did not come by
-        # themselves.
+        # Taking the interface down costs its routes: put those back that do not come by
+        # themselves, routes without a gateway first.
         routes = _routes(route, interface.index)
         _set_link(route, interface.index, 0, _IFF_UP)
         try:
@@ -87,11 +88,12 @@ def _set_link(
 def _routes(route: netlink.Netlink, index: int) -> list[bytes]:
     """The IPv4 routes through an interface, as messages that can be sent again."""
     oif = index.to_bytes(4, "little")
-    return [
+    found = [
         body
         for kind, body in route.dump(_GETROUTE, _RTMSG.pack(socket.AF_INET, *[0] * 8))
         if kind == _NEWROUTE and netlink.attributes(body[_RTMSG.size :]).get(_RTA_OIF) == oif
     ]
+    return sorted(found, key=lambda body: -body[_RTMSG_SCOPE])
 
 
 def secondary_macs(route: netlink.Netlink, interface: Interface) -> set[bytes]:

@@ -153,9 +153,11 @@ class Link:
         self.withdraw_cluster_ip_addresses()
         self._memberships.close()
         self._sockets.close()
-        with one_sentence():
-            _clean(self._state_file)
-        self._lock.release()
+        try:
+            with one_sentence():
+                _clean(self._state_file)
+        finally:
+            self._lock.release()
 
     # ------------------------------------------------------------ staying up
 

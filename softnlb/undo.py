@@ -5,26 +5,36 @@ from ipaddress import IPv4Address
 from modes import mac
 from modes.nft import removal
 from softnlb import interface, netlink, nft
-from softnlb.interface import Interface
+from softnlb.errors import MachineError
 from softnlb.kernel import read_sysctl, write_sysctl
 from softnlb.record import Record
 
 
 def undo(record: Record) -> list[str]:
-    """One sentence for each thing undone.  Raises OSError or MachineError."""
-    route = netlink.Netlink()
-    try:
-        found = interface.find(route, record.interface)
-        done = _undo_addresses(route, found, record) if found else []
-        nft.apply(removal(record.nft_tables))
-        if found:
-            done += _undo_macs(route, found, record)
-    finally:
-        route.close()
-    return done + _undo_sysctls(record)
+    """One sentence for each thing undone.
+
+    A step that fails keeps none of the others from being tried; then the first error is raised
+    (OSError or MachineError).
+    """
+    done: list[str] = []
+    errors: list[OSError | MachineError] = []
+    for step in (_undo_addresses, _undo_tables, _undo_secondary_mac, _undo_mac, _undo_sysctls):
+        route = netlink.Netlink()
+        try:
+            done += step(route, record)
+        except (OSError, MachineError) as error:
+            errors.append(error)
+        finally:
+            route.close()
+    if errors:
+        raise errors[0]
+    return done
 
 
-def _undo_addresses(route: netlink.Netlink, found: Interface, record: Record) -> list[str]:
+def _undo_addresses(route: netlink.Netlink, record: Record) -> list[str]:
+    found = interface.find(route, record.interface)
+    if found is None:
+        return []
     done = []
     present = interface.ip_addresses(route)
     for address in map(IPv4Address, record.cluster_ip_addresses):
@@ -34,20 +44,33 @@ def _undo_addresses(route: netlink.Netlink, found: Interface, record: Record) ->
     return done
 
 
-def _undo_macs(route: netlink.Netlink, found: Interface, record: Record) -> list[str]:
-    done = []
-    if record.secondary_mac is not None:
-        secondary = mac.parse_mac(record.secondary_mac)
-        if secondary in interface.secondary_macs(route, found):
-            interface.delete_secondary_mac(route, found, secondary)
-            done.append(f"removed the cluster MAC address from {found.name}")
-    if record.interface_mac is not None and found.mac == mac.parse_mac(record.interface_mac):
-        interface.set_mac(route, found, mac.parse_mac(record.former_mac))
-        done.append(f"gave {found.name} its MAC address {record.former_mac} back")
-    return done
+def _undo_tables(_route: netlink.Netlink, record: Record) -> list[str]:
+    nft.apply(removal(record.nft_tables))
+    return [f"removed nft table {family} {name}" for family, name in record.nft_tables]
 
 
-def _undo_sysctls(record: Record) -> list[str]:
+def _undo_secondary_mac(route: netlink.Netlink, record: Record) -> list[str]:
+    found = interface.find(route, record.interface)
+    if found is None or record.secondary_mac is None:
+        return []
+    secondary = mac.parse_mac(record.secondary_mac)
+    if secondary not in interface.secondary_macs(route, found):
+        return []
+    interface.delete_secondary_mac(route, found, secondary)
+    return [f"removed the secondary MAC address {record.secondary_mac} from {found.name}"]
+
+
+def _undo_mac(route: netlink.Netlink, record: Record) -> list[str]:
+    found = interface.find(route, record.interface)
+    if found is None or record.interface_mac is None:
+        return []
+    if found.mac != mac.parse_mac(record.interface_mac):
+        return []
+    interface.set_mac(route, found, mac.parse_mac(record.former_mac))
+    return [f"gave {found.name} its MAC address {record.former_mac} back"]
+
+
+def _undo_sysctls(_route: netlink.Netlink, record: Record) -> list[str]:
     done = []
     for name, former, value in reversed(record.sysctls):
         try:

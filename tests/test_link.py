@@ -1,0 +1,449 @@
+"""The life of a Link: applied, disturbed, repaired, crashed, restored."""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from convergence.events import ProbeHost
+from modes import plan_link
+from modes.mac import colon_mac
+from modes.plan import Mode
+from softnlb import interface, netlink
+from softnlb.arp_probe import INTERVAL_MS, PROBES, ArpProbe
+from softnlb.errors import MachineError, SoftnlbError
+from softnlb.heartbeat_socket import ETHERTYPE, Frame, HeartbeatSocket
+from softnlb.link import Link, cleanup
+from tests.links import VIP, Cluster, Sniffer, cluster
+from tests.netns import Namespace, wait_for
+
+SET_LINK = 19
+ROOT = Path(__file__).parent.parent
+
+CRASHING_AGENT = """
+import sys
+from ipaddress import IPv4Interface
+from pathlib import Path
+from modes import plan_link
+from modes.plan import Mode
+from softnlb.link import Link
+plan = plan_link(Mode(sys.argv[1]), "eth0", 1, (IPv4Interface("10.1.0.100/24"),))
+link = Link(plan, Path(sys.argv[2]))
+link.apply()
+link.add_cluster_ip_addresses()
+print("applied", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _private_run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTNLB_RUN_DIR", str(tmp_path / "run"))
+
+
+@pytest.fixture(params=list(Mode))
+def one(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """One host of each mode, nothing applied yet."""
+    with cluster(request.param, 1, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(Mode.UNICAST, 2, tmp_path) as made:
+        yield made
+
+
+def network(host: Namespace) -> str:
+    """Everything about a host's network that an operator could see."""
+    return host.run(
+        "ip -d address; ip route show table all; ip rule; nft list ruleset; bridge fdb; "
+        "ip maddr; sysctl -a --pattern 'net.ipv[46].conf' 2>/dev/null"
+    )
+
+
+def settled_network(host: Namespace) -> str:
+    """Once IPv6 has finished its own start-up, which is not our doing."""
+    wait_for(lambda: "tentative" not in host.run("ip address"))
+    return network(host)
+
+
+def crash(made: Cluster, state_file: Path) -> None:
+    """An agent in a process of its own that dies without a chance to clean up."""
+    agent = made.hosts[0].start(
+        [sys.executable, "-c", CRASHING_AGENT, str(made.mode), str(state_file)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with agent:
+        assert agent.stdout is not None
+        assert agent.stdout.readline() == "applied\n"
+        agent.send_signal(signal.SIGKILL)
+
+
+# ---------------------------------------------------------------- undo
+
+
+def test_restore_leaves_nothing(one: Cluster) -> None:
+    host, link = one.pairs[0]
+    before = settled_network(host)
+    one.start()
+    applied = network(host)
+    assert "inet 10.1.0.100/32 scope host" in applied
+    assert colon_mac(link.plan.cluster_mac) in applied
+    host.call(link.restore)
+    assert network(host) == before
+    assert not (one.directory / f"{one.mode}-1" / "link.json").exists()
+    host.call(link.restore)
+    assert network(host) == before
+
+
+def test_a_link_can_be_applied_again(one: Cluster) -> None:
+    host, link = one.pairs[0]
+    one.start()
+    host.call(link.restore)
+    one.start()
+    assert host.call(link.intact)
+
+
+def test_cleanup_after_a_crash(one: Cluster, tmp_path: Path) -> None:
+    host = one.hosts[0]
+    before = settled_network(host)
+    crash(one, tmp_path / "link.json")
+    assert "10.1.0.100" in network(host)
+    done = host.call(cleanup, tmp_path / "link.json")
+    assert "removed 10.1.0.100 from eth0" in done
+    assert network(host) == before
+    assert host.call(cleanup, tmp_path / "link.json") == []
+
+
+def test_the_next_start_repairs_a_crash(one: Cluster) -> None:
+    host, link = one.pairs[0]
+    before = settled_network(host)
+    crash(one, one.directory / f"{one.mode}-1" / "link.json")
+    one.start()
+    assert host.call(link.intact)
+    host.call(link.restore)
+    assert network(host) == before
+
+
+def test_what_somebody_else_set_since_is_left_alone(pair: Cluster) -> None:
+    host, link = pair.pairs[0]
+    pair.start()
+    host.run("ip link set eth0 address 02:00:00:00:00:05; sysctl -w net.ipv4.conf.all.arp_ignore=2")
+    host.call(link.restore)
+    assert "02:00:00:00:00:05" in host.run("ip link show eth0")
+    assert host.run("sysctl -n net.ipv4.conf.all.arp_ignore") == "2\n"
+    assert host.run("sysctl -n net.ipv4.conf.all.arp_announce") == "0\n"
+
+
+@pytest.mark.parametrize("garbage", ["", "{", "[]", "{}", '{"boot_id": 1}', "null"])
+def test_a_damaged_record_is_one_sentence(pair: Cluster, tmp_path: Path, garbage: str) -> None:
+    (tmp_path / "link.json").write_text(garbage)
+    if garbage == '{"boot_id": 1}':
+        # Of another boot: a reboot has undone it all.
+        assert pair.hosts[0].call(cleanup, tmp_path / "link.json") == []
+        return
+    with pytest.raises(SoftnlbError, match="damaged"):
+        pair.hosts[0].call(cleanup, tmp_path / "link.json")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_second_agent_is_refused(pair: Cluster) -> None:
+    host, link = pair.pairs[0]
+    pair.start()
+    before = network(host)
+    second = Link(link.plan, pair.directory / "second.json")
+    with pytest.raises(SoftnlbError, match="another softnlb agent holds the interface eth0"):
+        host.call(second.apply)
+    with pytest.raises(SoftnlbError, match="another softnlb agent"):
+        host.call(cleanup, pair.directory / "unicast-1" / "link.json")
+    host.call(second.restore)
+    assert network(host) == before
+
+
+def test_a_cluster_ip_that_something_else_configured_is_refused(pair: Cluster) -> None:
+    host, link = pair.pairs[0]
+    host.run("ip address add 10.1.0.100/32 dev lo")
+    before = settled_network(host)
+    with pytest.raises(SoftnlbError, match=r"10\.1\.0\.100 is already configured"):
+        host.call(link.apply)
+    assert network(host) == before
+
+
+@pytest.mark.parametrize(("name", "sentence"), [("eth9", "no interface eth9"), ("lo", "Ethernet")])
+def test_an_interface_that_cannot_be(pair: Cluster, name: str, sentence: str) -> None:
+    link = Link(plan_link(Mode.UNICAST, name, 1, (VIP,)), pair.directory / "other.json")
+    with pytest.raises(SoftnlbError, match=sentence):
+        pair.hosts[0].call(link.apply)
+
+
+def test_without_nft_nothing_is_left(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, link = pair.pairs[0]
+    before = settled_network(host)
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(MachineError, match="nft is missing"):
+        host.call(link.apply)
+    monkeypatch.setenv("PATH", path)
+    assert host.call(cleanup, pair.directory / "unicast-1" / "link.json")
+    assert network(host) == before
+
+
+# ---------------------------------------------------------------- staying up
+
+DISTURBANCES = {
+    "rules flushed": "nft flush ruleset",
+    "one rule flushed": "nft flush chain arp softnlb_eth0 output",
+    "a rule put before ours": "nft insert rule netdev softnlb_eth0 ingress accept",
+    "cluster IP removed": "ip address del 10.1.0.100/32 dev eth0",
+    "MAC changed": "ip link set eth0 address 02:00:00:00:00:05",
+    "secondary MAC removed": "bridge fdb del 02:bf:0a:01:00:64 dev eth0 self permanent",
+}
+
+
+@pytest.mark.parametrize("command", DISTURBANCES.values(), ids=DISTURBANCES)
+def test_a_disturbance_is_noticed_and_repaired(pair: Cluster, command: str) -> None:
+    host, link = pair.pairs[0]
+    before = settled_network(host)
+    pair.start()
+    for monitor in link.monitors():
+        link.disturbed(monitor)
+    assert host.call(link.intact)
+
+    host.run(command)
+    wait_for(lambda: [m for m in link.monitors() if link.disturbed(m)])
+    assert not host.call(link.intact)
+
+    host.call(link.repair)
+    assert "10.1.0.100" not in host.run("ip address show eth0")
+    link.add_cluster_ip_addresses()
+    assert host.call(link.intact)
+    host.call(link.restore)
+    assert network(host) == before
+
+
+def test_what_others_do_elsewhere_is_no_disturbance(pair: Cluster) -> None:
+    host, link = pair.pairs[0]
+    pair.start()
+    for monitor in link.monitors():
+        link.disturbed(monitor)
+    host.run(
+        "nft add table ip docker; ip link add other0 type veth peer name other1; "
+        "ip address add 192.0.2.1/24 dev other0; ip address del 192.0.2.1/24 dev other0; "
+        "ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:09 dev eth0; ip neigh del 10.1.0.9 dev eth0"
+    )
+    assert not [m for m in link.monitors() if link.disturbed(m)]
+    assert host.call(link.intact)
+
+
+def test_settings_are_put_back_too(pair: Cluster) -> None:
+    # Another agent on this host leaves and sets arp_ignore back to what it had found.
+    host, link = pair.pairs[0]
+    host.run("sysctl -w net.ipv4.conf.all.arp_ignore=1")
+    pair.start()
+    host.run("sysctl -w net.ipv4.conf.all.arp_ignore=0")
+    assert not host.call(link.intact)
+    host.call(link.repair)
+    assert host.run("sysctl -n net.ipv4.conf.all.arp_ignore") == "1\n"
+    host.call(link.restore)
+    assert host.run("sysctl -n net.ipv4.conf.all.arp_ignore") == "0\n"
+
+
+def test_an_interface_made_anew_is_not_ours(pair: Cluster) -> None:
+    host, link = pair.pairs[0]
+    pair.start()
+    host.run("ip link del eth0; ip link add eth0 type veth peer name eth1")
+    assert not host.call(link.intact)
+    with pytest.raises(SoftnlbError, match="made anew"):
+        host.call(link.repair)
+
+
+def test_dedicated_and_cluster_ip_do_not_depend_on_each_other(pair: Cluster) -> None:
+    host, link = pair.pairs[0]
+    pair.start()
+    host.run("ip address del 10.1.0.1/24 dev eth0")
+    assert "10.1.0.100" in host.run("ip address show eth0")
+    host.run("ip address add 10.1.0.1/24 dev eth0")
+    # Wherever the packet goes, the kernel's own choice is the dedicated address.
+    for target in ("10.1.0.200", "198.51.100.1"):
+        host.run("ip route replace default via 10.1.0.200")
+        assert "src 10.1.0.1 " in host.run(f"ip route get {target}")
+    link.withdraw_cluster_ip_addresses()
+    assert "10.1.0.1/24" in host.run("ip address show eth0")
+
+
+def test_a_host_reaches_the_cluster_ip_on_itself(pair: Cluster) -> None:
+    # Microsoft Q247768: a member that connects to the cluster always reaches itself.
+    host = pair.hosts[0]
+    pair.start()
+    assert "local 10.1.0.100 dev lo" in host.run("ip route get 10.1.0.100")
+
+
+class StubbornDriver(netlink.Netlink):
+    """The real kernel, but for a driver that changes its MAC address only while it is down."""
+
+    def request(self, kind: int, flags: int, body: bytes) -> None:
+        found = interface.find(self, "eth0")
+        if kind == SET_LINK and netlink.attributes(body[16:]) and found is not None and found.up:
+            raise OSError(errno.EBUSY, "busy")
+        super().request(kind, flags, body)
+
+
+def test_a_driver_that_wants_the_interface_down(pair: Cluster) -> None:
+    host = pair.hosts[0]
+    host.run(
+        "ip route add 198.51.100.0/24 via 10.1.0.200; ip route add default via 10.1.0.200 metric 9;"
+        "ip route add 203.0.113.0/24 dev eth0 src 10.1.0.1; ip route add table 7 default dev eth0"
+    )
+    before = host.run("ip -4 route show table all")
+
+    def change() -> None:
+        with closing(StubbornDriver()) as route:
+            found = interface.find(route, "eth0")
+            assert found is not None
+            interface.set_mac(route, found, bytes.fromhex("020000000006"))
+
+    host.call(change)
+    assert "02:00:00:00:00:06" in host.run("ip link show eth0")
+    after = host.run("ip -4 route show table all")
+    assert sorted(after.splitlines()) == sorted(before.splitlines())
+
+
+# ---------------------------------------------------------------- heartbeats
+
+
+def heartbeat(address: IPv4Address = VIP.ip, length: int = 1496) -> bytes:
+    return (b"\xbf\x01\xde\xc0" + bytes(8) + address.packed).ljust(length, b"\x55")
+
+
+@pytest.fixture
+def sockets(one: Cluster) -> Iterator[tuple[Cluster, HeartbeatSocket, HeartbeatSocket]]:
+    """A started host's socket, and that of a second host which is the client's node."""
+    one.start()
+    destination = one.links[0].plan.heartbeat_destination
+    mine = one.hosts[0].call(HeartbeatSocket, "eth0", VIP.ip, destination)
+    other = one.client.call(HeartbeatSocket, "eth0", VIP.ip, destination)
+    yield one, mine, other
+    mine.close()
+    other.close()
+
+
+def received(opened: HeartbeatSocket) -> Frame:
+    return wait_for(opened.receive)
+
+
+def test_a_heartbeat_arrives_as_it_was_sent(
+    sockets: tuple[Cluster, HeartbeatSocket, HeartbeatSocket],
+) -> None:
+    made, mine, other = sockets
+    with Sniffer(made.client) as sniffer:
+        assert mine.send(heartbeat())
+        frame = wait_for(sniffer.read)[0]
+    own = made.hosts[0].run("ip -br link show eth0").split()[2].replace(":", "")
+    destination = made.links[0].plan.heartbeat_destination
+    assert frame == destination + bytes.fromhex(own) + ETHERTYPE.to_bytes(2) + heartbeat()
+    assert len(frame) == 1510
+    assert other.send(heartbeat())
+    got = received(mine)
+    assert got.payload == heartbeat()
+    assert got.source_mac.hex(":") in made.client.run("ip link show eth0")
+    assert mine.receive() is None
+
+
+def test_only_this_cluster_and_what_is_too_short_to_tell(
+    sockets: tuple[Cluster, HeartbeatSocket, HeartbeatSocket],
+) -> None:
+    _made, mine, other = sockets
+    other.send(heartbeat(IPv4Address("10.1.0.101")))
+    other.send(b"short")
+    other.send(heartbeat())
+    assert received(mine).payload.startswith(b"short")
+    assert received(mine).payload == heartbeat()
+    assert mine.receive() is None
+
+
+def test_the_age_is_since_the_kernel_had_it(
+    sockets: tuple[Cluster, HeartbeatSocket, HeartbeatSocket],
+) -> None:
+    made, mine, other = sockets
+    with Sniffer(made.hosts[0]) as sniffer:
+        other.send(heartbeat())
+        wait_for(sniffer.read)
+        made.client.run("sleep 0.05")
+    assert 50 <= received(mine).age_ms < 5000
+
+
+def test_a_burst_of_31_hosts_is_not_lost(
+    sockets: tuple[Cluster, HeartbeatSocket, HeartbeatSocket],
+) -> None:
+    _made, mine, other = sockets
+    for _ in range(31 * 20):
+        other.send(heartbeat())
+    other.send(b"last")
+    count = 0
+    while not received(mine).payload.startswith(b"last"):
+        count += 1
+    assert count == 31 * 20
+
+
+def test_an_interface_that_goes_down_is_no_error(
+    sockets: tuple[Cluster, HeartbeatSocket, HeartbeatSocket],
+) -> None:
+    made, mine, _other = sockets
+    made.hosts[0].run("ip link set eth0 down")
+    assert not mine.send(heartbeat())
+    assert mine.receive() is None
+    made.hosts[0].run("ip link del eth0")
+    assert not mine.send(heartbeat())
+    assert mine.receive() is None
+
+
+# ---------------------------------------------------------------- probes
+
+
+def probe(made: Cluster, address: str) -> ArpProbe:
+    wanted = ProbeHost(2, 77, IPv4Address(address))
+    return made.hosts[0].call(ArpProbe, "eth0", wanted, 0)
+
+
+def test_a_live_kernel_answers_a_probe(pair: Cluster) -> None:
+    pair.start()
+    asked = probe(pair, "10.1.0.2")
+    assert asked.host_code == 77
+    wait_for(lambda: asked.advance(1) is not None)
+    assert asked.advance(2) is False
+    # Nobody learns anything from the question.
+    assert "10.1.0.1 " not in pair.hosts[1].run("ip neigh")
+    asked.close()
+
+
+def test_three_probes_100_ms_apart_prove_a_host_gone(pair: Cluster) -> None:
+    pair.start()
+    with Sniffer(pair.client) as sniffer:
+        asked = probe(pair, "10.1.0.9")
+        verdicts = [asked.advance(now_ms) for now_ms in range(0, 400, 10)]
+        assert verdicts.index(True) * 10 == PROBES * INTERVAL_MS
+        assert verdicts[:30] == [None] * 30
+        arp = socket.htons(0x0806).to_bytes(2, sys.byteorder)
+        wait_for(lambda: len([f for f in sniffer.read() if f[12:14] == arp]) == PROBES)
+    asked.close()
+
+
+def test_a_probe_that_cannot_be_sent_proves_nothing(pair: Cluster) -> None:
+    pair.start()
+    pair.hosts[0].run("ip link set eth0 down")
+    asked = probe(pair, "10.1.0.9")
+    assert [asked.advance(now_ms) for now_ms in range(0, 1000, 50)] == [None] * 20
+    asked.close()
