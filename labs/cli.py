@@ -1,7 +1,5 @@
 """``softnlb lab``: throw-away clusters on this machine."""
 
-import functools
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +8,7 @@ from typing import Any
 import click
 
 from modes.plan import Mode
-from softnlb.errors import SoftnlbError
+from softnlb.cli_common import json_option, print_json
 
 
 @click.group(name="lab", context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,34 +27,14 @@ def lab() -> None:
     """
 
 
-Command = Callable[..., Any]
+Verb = Callable[..., Any]
 
 name_option = click.option("--name", default="lab", show_default=True, help="Name of the lab.")
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 
 
-def verb(command: Command) -> Command:
-    """Give a verb --name and --json, and turn errors into one sentence and an exit status."""
-
-    @functools.wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        try:
-            status = command(*args, **kwargs)
-        except SoftnlbError as error:
-            if kwargs.get("as_json"):
-                click.echo(json.dumps({"error": str(error), "exit_code": error.exit_code}))
-            click.echo(f"softnlb: {error}", err=True)
-            sys.exit(error.exit_code)
-        except BrokenPipeError:
-            sys.exit(1)
-        sys.exit(status or 0)
-
-    return name_option(json_option(guarded))
-
-
-def print_json(document: object) -> None:
-    """A document for programs."""
-    click.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None, default=str))
+def verb(function: Verb) -> Verb:
+    """Give a verb --name and --json."""
+    return name_option(json_option(function))
 
 
 @lab.command()
@@ -151,9 +129,9 @@ def execute(name: str, as_json: bool, node: str, command: tuple[str, ...]) -> in
     handle = LabHandle(name)
     if not as_json:
         return handle.execute(node, list(command))
-    status, output = handle.capture_output(node, list(command))
-    print_json({"node": node, "command": list(command), "exit_status": status, "output": output})
-    return status
+    result = handle.complete(node, list(command))
+    print_json({"node": node, "command": list(command), **result})
+    return int(result["exit_status"])
 
 
 @lab.command()
@@ -234,5 +212,88 @@ def down(name: str, as_json: bool, everything: bool) -> None:
         click.echo(f"{', '.join(names) or 'no lab'}: down after {ms} ms")
 
 
+@lab.command(name="open")
+@click.argument("port", type=click.IntRange(0, 65535), default=8080)
+@verb
+def open_port(name: str, as_json: bool, port: int) -> None:
+    """Reach the cluster from this machine: relay 127.0.0.1:PORT through client1 to the VIP."""
+    from labs.handle import LabHandle
+    from labs.relay import relay
+
+    def opened(actual: int) -> None:
+        url = f"http://127.0.0.1:{actual}/"
+        if as_json:
+            print_json({"url": url})
+        else:
+            click.echo(f"{url} is the cluster, seen through client1; Ctrl-C ends it")
+        sys.stdout.flush()
+
+    relay(LabHandle(name), port, opened)
+
+
+@lab.command()
+@click.argument("ports", nargs=-1)
+@click.option("-w", "--write", "path", default="-", help="pcapng file; - is standard output.")
+@click.option("--count", type=int, help="End after so many frames.")
+@click.option("--seconds", type=float, help="End after so many seconds.")
+@verb
+def capture(
+    name: str,
+    as_json: bool,
+    ports: tuple[str, ...],
+    path: str,
+    count: int | None,
+    seconds: float | None,
+) -> None:
+    """Capture at ports of the switch into one pcapng: ``softnlb lab capture host1 host2 -w f``.
+
+    Without PORTS at all of them.  Each port is an interface of its own in the file.  The switch's
+    side of the cable shows every frame, also those that the host drops.
+    For Wireshark: ``softnlb lab capture | wireshark -k -i -``.
+    """
+    from labs.capture import capture_to
+    from labs.handle import LabHandle
+    from softnlb.errors import UsageError
+
+    if path == "-" and (as_json or sys.stdout.isatty()):
+        raise UsageError("frames are no text: name a file with -w, or pipe them into a program")
+    frames = capture_to(LabHandle(name), list(ports), path, count, seconds)
+    if as_json:
+        print_json({"file": path, "frames": frames})
+    else:
+        click.echo(f"{frames} frames", err=True)
+
+
+class Runs(click.Group):
+    """The experiments: every module in labs/runs is one, imported when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the experiments."""
+        from pkgutil import iter_modules
+
+        import labs.runs
+
+        return sorted(module.name for module in iter_modules(labs.runs.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The experiment of that name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        from importlib import import_module
+
+        command: click.Command = import_module(f"labs.runs.{cmd_name}").command
+        return command
+
+
+lab.add_command(
+    Runs(
+        name="run",
+        help="An experiment: starts labs of its own, measures, prints a table, leaves nothing.",
+    )
+)
+
+
 if __name__ == "__main__":
-    lab()
+    from softnlb.cli import run
+
+    sys.exit(run(["lab", *sys.argv[1:]]))

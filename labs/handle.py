@@ -6,6 +6,7 @@ The functions that enter a node fork first, so the caller itself never leaves th
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -103,13 +104,32 @@ class LabHandle:
 
     def output(self, node: str, command: list[str]) -> str:
         """Standard output of a command in a node.  Raises SoftnlbError when it fails."""
-        from labs.node import run_tool
+        done = self.complete(node, command)
+        if done["exit_status"] != 0:
+            text = str(done["stderr"]).strip() or f"exit status {done['exit_status']}"
+            raise SoftnlbError(f"{node}: {' '.join(command)}: {text}")
+        return str(done["stdout"])
 
-        def body(_: Channel) -> str:
+    def complete(self, node: str, command: list[str]) -> dict[str, Any]:
+        """Run a command in a node: {"exit_status", "stdout", "stderr"}, text as it came."""
+
+        def body(_: Channel) -> dict[str, Any]:
+            import subprocess
+
             os.environ["PATH"] = node_path(os.environ.get("PATH", ""))
-            return run_tool(command)
+            try:
+                done = subprocess.run(command, capture_output=True, check=False)
+            except OSError as error:
+                text = f"{command[0]}: {error.strerror}\n"
+                return {"exit_status": 127, "stdout": "", "stderr": text}
+            return {
+                "exit_status": done.returncode if done.returncode >= 0 else 128 - done.returncode,
+                "stdout": done.stdout.decode(errors="replace"),
+                "stderr": done.stderr.decode(errors="replace"),
+            }
 
-        return str(self.run(node, body))
+        result: dict[str, Any] = self.run(node, body)
+        return result
 
     def down(self) -> None:
         """End the lab and wait until it is gone."""
@@ -126,8 +146,6 @@ def end_supervisor(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(fd, signal.SIGKILL)
     # Readable once the process has ended, and process 1 ends after all others of its namespace.
-    import select
-
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     if not poll.poll(10_000):
@@ -276,6 +294,8 @@ def _wait(pid: int) -> int:
 
 
 def _exec(command: list[str]) -> int:
+    # Python ignores SIGPIPE, and what it ignores would stay ignored in the command.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)
     except FileNotFoundError:

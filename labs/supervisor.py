@@ -19,8 +19,14 @@ from typing import Any
 
 from labs.faults import inject
 from labs.lab import Lab
-from labs.namespaces import leave_machine, make_writable, mount_proc, mount_tmpfs
-from labs.process import MachineProc, node_path, redirect_output, set_process_name
+from labs.namespaces import (
+    leave_machine,
+    make_writable,
+    mount_proc,
+    mount_tmpfs,
+    set_process_name,
+)
+from labs.process import MachineProc, node_path, redirect_output
 from labs.state import socket_path
 from labs.topology import LabSpec
 from softnlb.control import ControlServer
@@ -115,7 +121,7 @@ def _furnish() -> None:
     make_writable("/etc", "softnlb")
     make_writable("/var/lib", "softnlb")
     os.mkdir("/run/lock")
-    redirect_output("/run/lab.log")
+    redirect_output(Path("/run/lab.log"))
     for name in [name for name in os.environ if name.startswith("SOFTNLB_")]:
         del os.environ[name]
     os.environ["PATH"] = node_path(os.environ.get("PATH", ""))
@@ -147,16 +153,16 @@ def _answer(lab: Lab, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
 def _loop(lab: Lab, server: ControlServer) -> None:
     """Answer until SIGTERM."""
     wake, woken = socket.socketpair()
-    for end in (wake, woken):
-        end.setblocking(False)
+    wake.setblocking(False)
+    woken.setblocking(False)
     signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
     ending = False
 
-    def end(*_: object) -> None:
+    def terminate(*_: object) -> None:
         nonlocal ending
         ending = True
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     selector = selectors.DefaultSelector()
     selector.register(server, selectors.EVENT_READ)

@@ -107,6 +107,7 @@ def fault_ruleset(faults: PortFaults) -> str:
         "    iifname . oifname @cut drop",
     ]
     for port, percent in sorted(faults.loss.items()):
-        draw = f"numgen random mod 10000 < {round(percent * 100)} drop"
+        # nft refuses a comparison that is always true.
+        draw = "drop" if percent >= 100 else f"numgen random mod 10000 < {percent * 100:.0f} drop"
         lines += [f'    iifname "{port}" {draw}', f'    oifname "{port}" {draw}']
     return "\n".join([*lines, "  }", "}"]) + "\n"

@@ -1,0 +1,159 @@
+"""What the experiments share: a lab to work in, tasks in it, waiting, tables."""
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from labs.handle import LabHandle, Task
+from labs.load import Result, Traffic, clients
+from labs.topology import CLUSTER_IP_ADDRESS, LabSpec
+from labs.up import start_lab
+from labs.witness import watch
+from softnlb.errors import SoftnlbError
+
+POLL_S = 0.02
+
+T = TypeVar("T")
+Command = Callable[..., Any]
+Row = Sequence[object]
+
+
+def options(function: Command) -> Command:
+    """--name and --json of an experiment."""
+    function = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(
+        function
+    )
+    return click.option(
+        "--name", default=None, help="Use this running lab instead of one of its own."
+    )(function)
+
+
+@contextmanager
+def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
+    """The running lab called ``name``, or a fresh one as ``spec`` says that ends afterwards."""
+    if name is not None:
+        yield LabHandle(name)
+        return
+    start_lab(spec)
+    lab = LabHandle(spec.name)
+    try:
+        yield lab
+    finally:
+        lab.down()
+
+
+def own_name(experiment: str) -> str:
+    """A name for a lab of one's own, so that two runs do not meet."""
+    return f"{experiment}-{os.getpid()}"
+
+
+def wait_until(condition: Callable[[], T], timeout_s: float, what: str) -> T:
+    """The first true value of ``condition``.  Raises SoftnlbError naming ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise SoftnlbError(f"{what}: not within {timeout_s:g} s")
+        pause(POLL_S)
+
+
+def pause(seconds: float) -> None:
+    """Let the experiment go on for a while."""
+    select.select([], [], [], seconds)
+
+
+@contextmanager
+def traffic(lab: LabHandle, plan: Traffic, node: str = "client1") -> Iterator[Task]:
+    """Clients at work; the block begins when the long connections stand."""
+    with lab.start(node, lambda channel: clients(channel, plan)) as task:
+        task.expect()
+        yield task
+
+
+def finish(task: Task) -> Result:
+    """Stop the clients and return what they saw."""
+    return Result.from_json(task.stop())
+
+
+def burst(lab: LabHandle, plan: Traffic, node: str = "client1") -> Result:
+    """A burst of new connections and what became of them."""
+    return Result.from_json(lab.run(node, lambda channel: clients(channel, plan)))
+
+
+@contextmanager
+def witness(lab: LabHandle) -> Iterator[Task]:
+    """The witness at the switch, listening."""
+    with lab.start("switch", watch) as task:
+        task.expect()
+        yield task
+
+
+def host_ids(status: dict[str, Any], state: str) -> list[int]:
+    """Ids of the hosts in that state."""
+    return [host["host_id"] for host in status["hosts"] if host["state"] == state]
+
+
+def await_converged(lab: LabHandle, members: list[int], timeout_s: float = 30.0) -> None:
+    """Return when exactly these hosts are converged with each other and own all buckets."""
+
+    def settled() -> bool:
+        status = lab.status()
+        if host_ids(status, "converged") != members:
+            return False
+        buckets = sum(h["buckets"] for h in status["hosts"] if h["state"] == "converged")
+        return bool(buckets == 60)
+
+    wait_until(settled, timeout_s, f"hosts {members} converged")
+
+
+def ask_agent(lab: LabHandle, node: str, verb: str, **arguments: Any) -> dict[str, Any]:
+    """Ask the agent of a host, as the ``softnlb`` command in its node does."""
+
+    def ask(_: object) -> dict[str, Any]:
+        from softnlb.control import call, find_hosts
+
+        (path,) = find_hosts()
+        return call(path, verb, **arguments)
+
+    answer: dict[str, Any] = lab.run(node, ask)
+    return answer
+
+
+def explained_owners(lab: LabHandle, flows: list[tuple[str, int]]) -> list[int | None]:
+    """The host that ``softnlb explain`` names for each client (address, port)."""
+
+    def ask(_: object) -> list[int | None]:
+        from softnlb.control import call, find_hosts
+
+        (path,) = find_hosts()
+        server = f"{CLUSTER_IP_ADDRESS}:80"
+        return [
+            call(path, "explain", client=f"{client}:{port}", server=server, protocol="tcp")["owner"]
+            for client, port in flows
+        ]
+
+    owners: list[int | None] = lab.run("host1", ask)
+    return owners
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Row], notes: str = "") -> None:
+    """A table on standard output, with a sentence or two on what it shows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+    if notes:
+        console.print(notes + "\n", soft_wrap=True)

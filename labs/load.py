@@ -1,0 +1,231 @@
+"""Clients: real TCP connections from many addresses, each remembering which host answered.
+
+The functions run inside a client node (``LabHandle.start``).  Times are CLOCK_MONOTONIC in
+seconds, which all nodes and the machine share.
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import random
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from labs.handle import Channel
+from labs.topology import CLIENT_POOL, CLUSTER_IP_ADDRESS, SERVICE_PORT
+
+SERVER = (str(CLUSTER_IP_ADDRESS), SERVICE_PORT)
+FIRST_PORT, LAST_PORT = 1024, 65535
+BIND_TRIES = 20
+ANSWER_MAX_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What the clients do.
+
+    ``burst``: so many new connections, ``concurrency`` at a time.  ``rate``: new connections per
+    second until stopped.  ``hold``: connections that stay open and exchange a byte every
+    ``beat_s`` until stopped.  ``timeout_s``: a new connection without an answer by then failed;
+    below 1 s no retransmitted SYN can hide an outage.
+    """
+
+    burst: int = 0
+    concurrency: int = 64
+    rate: float = 0.0
+    hold: int = 0
+    beat_s: float = 0.25
+    silence_s: float = 4.0
+    timeout_s: float = 0.5
+    pool: bool = True
+    """Many source addresses; False: the node's own, as for client2."""
+
+
+@dataclass(slots=True)
+class Connection:
+    """One new connection: from where, when, answered by whom; ``error`` when by nobody."""
+
+    client: str
+    port: int
+    began_s: float
+    took_s: float = 0.0
+    host_id: int | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Held:
+    """One long connection; ``broken_s`` is when it broke."""
+
+    client: str
+    port: int
+    host_id: int | None = None
+    broken_s: float | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that the clients saw."""
+
+    new: list[Connection] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Result":
+        """From what a task returns."""
+        return cls(
+            [Connection(**entry) for entry in data["new"]],
+            [Held(**entry) for entry in data["held"]],
+        )
+
+    def failed(self) -> list[Connection]:
+        """New connections that nobody answered."""
+        return [connection for connection in self.new if connection.host_id is None]
+
+    def broken(self, host_id: int | None = None) -> list[Held]:
+        """Long connections that broke: all, or those of one host."""
+        return [
+            held for held in self.held if held.error is not None and host_id in (None, held.host_id)
+        ]
+
+    def served(self, since_s: float = 0.0) -> dict[int, int]:
+        """New connections per host, of those begun after ``since_s``."""
+        count: dict[int, int] = {}
+        for connection in self.new:
+            if connection.host_id is not None and connection.began_s >= since_s:
+                count[connection.host_id] = count.get(connection.host_id, 0) + 1
+        return dict(sorted(count.items()))
+
+
+def clients(channel: Channel, traffic: Traffic) -> dict[str, Any]:
+    """Body of a task: announce {"ready": held} when the long connections stand, then go on.
+
+    Ends when the burst is through and there is nothing else to do, or on a stop message.
+    Returns a ``Result`` as JSON.
+    """
+    return asdict(asyncio.run(_Clients(channel, traffic).run()))
+
+
+class _Clients:
+    def __init__(self, channel: Channel, traffic: Traffic) -> None:
+        self.channel = channel
+        self.traffic = traffic
+        self.result = Result()
+        self.random = random.Random()
+        self.stopped = asyncio.Event()
+
+    async def run(self) -> Result:
+        traffic = self.traffic
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.channel.fileno(), self._message)
+        gate = asyncio.Semaphore(traffic.concurrency)
+        holding = [await self._open_held() for _ in range(traffic.hold)]
+        tasks = [asyncio.create_task(self._hold(*pair)) for pair in holding]
+        self.channel.send({"ready": len(tasks)})
+        if traffic.burst:
+            await asyncio.gather(*(self._gated(gate) for _ in range(traffic.burst)))
+        if traffic.rate:
+            await self._steady()
+        elif traffic.hold:
+            await self.stopped.wait()
+        self.stopped.set()
+        await asyncio.gather(*tasks)
+        loop.remove_reader(self.channel.fileno())
+        return self.result
+
+    def _message(self) -> None:
+        self.channel.receive()
+        self.stopped.set()
+
+    async def _gated(self, gate: asyncio.Semaphore) -> None:
+        async with gate:
+            await self._fetch()
+
+    async def _steady(self) -> None:
+        """One connection every 1/rate s, whatever became of those before."""
+        began, number = time.monotonic(), 0
+        running: set[asyncio.Task[None]] = set()
+        while not self.stopped.is_set():
+            task = asyncio.create_task(self._fetch())
+            running.add(task)
+            task.add_done_callback(running.discard)
+            number += 1
+            wait_s = began + number / self.traffic.rate - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopped.wait(), max(0.0, wait_s))
+        if running:
+            await asyncio.wait(running)
+
+    def _socket(self) -> tuple[socket.socket, str, int]:
+        """A socket bound to an address and port that were not used before."""
+        for _ in range(BIND_TRIES):
+            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            offset = self.random.randrange(1, CLIENT_POOL.num_addresses - 1)
+            address = str(CLIENT_POOL[offset]) if self.traffic.pool else "0.0.0.0"
+            try:
+                connection.bind((address, self.random.randint(FIRST_PORT, LAST_PORT)))
+            except OSError as error:
+                connection.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            return connection, address, connection.getsockname()[1]
+        raise OSError(errno.EADDRINUSE, "no free port after several tries")
+
+    async def _ask(self, connection: socket.socket, path: str) -> int | None:
+        """Connect, ask and return the host id.  Raises OSError or TimeoutError."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self.traffic.timeout_s):
+            await loop.sock_connect(connection, SERVER)
+            request = f"GET {path} HTTP/1.1\r\nHost: {SERVER[0]}\r\nConnection: close\r\n\r\n"
+            await loop.sock_sendall(connection, request.encode())
+            answer = b""
+            while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer:
+                data = await loop.sock_recv(connection, ANSWER_MAX_BYTES)
+                if not data:
+                    raise ConnectionError("closed before the answer")
+                answer += data
+        host_id: int | None = json.loads(answer.partition(b"\r\n\r\n")[2])["host_id"]
+        return host_id
+
+    async def _fetch(self) -> None:
+        connection, client, port = self._socket()
+        seen = Connection(client, port, time.monotonic())
+        with connection:
+            try:
+                seen.host_id = await self._ask(connection, "/")
+            except (OSError, TimeoutError, ValueError) as error:
+                seen.error = type(error).__name__
+        seen.took_s = time.monotonic() - seen.began_s
+        self.result.new.append(seen)
+
+    async def _open_held(self) -> tuple[socket.socket, Held]:
+        connection, client, port = self._socket()
+        held = Held(client, port)
+        self.result.held.append(held)
+        try:
+            held.host_id = await self._ask(connection, "/hold")
+        except (OSError, TimeoutError, ValueError) as error:
+            held.error, held.broken_s = f"not opened: {type(error).__name__}", time.monotonic()
+        return connection, held
+
+    async def _hold(self, connection: socket.socket, held: Held) -> None:
+        """Exchange a byte every beat; end when asked to or when the connection broke."""
+        loop = asyncio.get_running_loop()
+        with connection:
+            while not self.stopped.is_set() and held.error is None:
+                try:
+                    async with asyncio.timeout(self.traffic.silence_s):
+                        await loop.sock_sendall(connection, b".")
+                        if not await loop.sock_recv(connection, 64):
+                            raise ConnectionError("closed by the host")
+                except (OSError, TimeoutError) as error:
+                    held.error, held.broken_s = type(error).__name__, time.monotonic()
+                    return
+                beat_s = self.traffic.beat_s * self.random.uniform(0.5, 1.5)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopped.wait(), beat_s)

@@ -1,0 +1,111 @@
+"""The witness at the switch: which host answered which connection, and who received what.
+
+It believes no agent: it sees each SYN-ACK come in at the port of the host that sent it, and the
+kernel counts the frames that the switch sends out at each port.
+"""
+
+import json
+import select
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from labs.handle import Channel, LabHandle
+from labs.tap import Tap, syn_ack_filter
+from labs.topology import CLUSTER_IP_ADDRESS
+
+TABLE = "softnlb_count"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A connection (client address and port) and the ports of the hosts that sent a SYN-ACK."""
+
+    client: str
+    port: int
+    hosts: tuple[str, ...]
+
+
+def watch(channel: Channel) -> dict[str, Any]:
+    """Body of a task in the switch: note every SYN-ACK of the cluster until told to stop."""
+    tap = Tap(syn_ack_filter(CLUSTER_IP_ADDRESS.packed))
+    seen: dict[tuple[bytes, int], list[str]] = {}
+    channel.send({"ready": True})
+    stopping = False
+    while True:
+        frame = tap.receive()
+        if frame is None:
+            if stopping:
+                break
+            readable, _, _ = select.select([tap.fileno(), channel.fileno()], [], [])
+            stopping = channel.fileno() in readable
+            continue
+        client = frame.data[30:34], int.from_bytes(frame.data[36:38])
+        hosts = seen.setdefault(client, [])
+        if frame.port not in hosts:
+            hosts.append(frame.port)
+    answered = [[str(IPv4Address(ip)), port, hosts] for (ip, port), hosts in seen.items()]
+    return {"answered": answered, "lost": tap.lost()}
+
+
+def answered(result: dict[str, Any]) -> list[Answered]:
+    """What ``watch`` returned, as records."""
+    return [Answered(client, port, tuple(hosts)) for client, port, hosts in result["answered"]]
+
+
+def twice(records: list[Answered]) -> list[Answered]:
+    """Connections that more than one host answered: there must be none."""
+    return [record for record in records if len(record.hosts) > 1]
+
+
+def _counting_rules(ports: list[str]) -> str:
+    lines = [f"table netdev {TABLE}", f"delete table netdev {TABLE}", f"table netdev {TABLE} {{"]
+    for direction, hook in (("in", "ingress"), ("out", "egress")):
+        for port in ports:
+            lines += [
+                f"  counter {direction}_{port} {{ }}",
+                f"  chain {direction}_{port} {{",
+                f"    type filter hook {hook} device {port} priority 0; policy accept;",
+                f"    ip daddr {CLUSTER_IP_ADDRESS} counter name {direction}_{port}",
+                "  }",
+            ]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+class FrameCounters:
+    """Frames to the cluster IP address per switch port, counted by the kernel without loss."""
+
+    def __init__(self, lab: LabHandle) -> None:
+        self._lab = lab
+        self._ports = [node["port"] for node in lab.ask("nodes")["nodes"] if node["port"]]
+        rules = _counting_rules(self._ports)
+
+        def install(_: Channel) -> None:
+            from labs.node import run_tool
+
+            run_tool(["nft", "-f", "-"], rules)
+
+        lab.run("switch", install)
+
+    def read(self) -> dict[str, dict[str, int]]:
+        """{"in": frames from the node, "out": frames to the node} per port."""
+        output = self._lab.output(
+            "switch", ["nft", "-j", "list", "counters", "table", "netdev", TABLE]
+        )
+        counts: dict[str, dict[str, int]] = {port: {"in": 0, "out": 0} for port in self._ports}
+        for entry in json.loads(output)["nftables"]:
+            if "counter" in entry:
+                direction, _, port = entry["counter"]["name"].partition("_")
+                counts[port][direction] = entry["counter"]["packets"]
+        return counts
+
+
+def learned(lab: LabHandle) -> dict[str, list[str]]:
+    """The switch's FDB: MAC addresses learned per port, in the hyphen form of Windows."""
+    output = lab.output("switch", ["bridge", "-j", "fdb", "show", "br", "br0"])
+    found: dict[str, list[str]] = {}
+    for entry in json.loads(output):
+        if entry.get("state", "") != "permanent" and entry.get("master"):
+            mac = entry["mac"].upper().replace(":", "-")
+            found.setdefault(entry["ifname"], []).append(mac)
+    return found
