@@ -10,7 +10,7 @@ import click
 
 from softnlb import __version__
 from softnlb.cli_explain import explain
-from softnlb.cli_more import agent, config, lab
+from softnlb.cli_more import agent, cleanup, config, doctor, lab
 from softnlb.cli_verbs import VERBS
 from softnlb.config import ConfigError
 from softnlb.errors import SoftnlbError
@@ -47,7 +47,7 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, agent, config, explain, lab):
+for _command in (*VERBS, agent, config, explain, doctor, cleanup, lab):
     cli.add_command(_command)
 
 

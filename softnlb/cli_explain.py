@@ -111,7 +111,7 @@ def _human(flow: dict[str, str], result: Result) -> None:
         _step("hash", str(result["hash"]), "murmur3 of the key; every host computes the same")
         _step("bucket", str(result["bucket"]), f"{result['hash']} mod 60")
         _step("owner", *_owner(result))
-    verdict = result["verdict"] or "unknown"
+    verdict = result["verdict"] or "-"
     _step("verdict", verdict, f"{name}: {REASONS[name]}" if name in REASONS else name)
     if note:
         click.echo(f"\n({note}")
@@ -123,7 +123,7 @@ def _owner(result: Result) -> tuple[str, str]:
     if result["reason"] == "disabled":
         return "nobody", "a disabled rule has no owner"
     if result["verdict"] is None:
-        return "unknown", ""
+        return "-", ""
     return "nobody", "no host holds this bucket at the moment"
 
 

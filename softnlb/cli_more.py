@@ -6,14 +6,6 @@ import click
 
 from softnlb.cli_common import json_option, print_json
 
-config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A configuration file.",
-)
-
 
 @click.command()
 @click.option(
@@ -74,6 +66,57 @@ def schema() -> None:
     from softnlb.config_schema import json_schema
 
     print_json(json_schema())
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also look for what would get in the way of this host.",
+)
+@json_option
+def doctor(config_path: Path | None, as_json: bool) -> int:
+    """Try what softnlb needs of this machine, and say what helps where it is missing.
+
+    Exit status 5 when something needed is missing, 1 when something is in the way.
+    """
+    from dataclasses import asdict
+
+    from softnlb import cli_show
+    from softnlb.config import load
+    from softnlb.doctor import examine, exit_code
+
+    checks = examine(load(config_path) if config_path else None)
+    status = exit_code(checks)
+    result = {"exit_code": status, "checks": [asdict(check) for check in checks]}
+    if as_json:
+        print_json(result)
+    else:
+        cli_show.doctor(result)
+    return status
+
+
+@click.command()
+@json_option
+def cleanup(as_json: bool) -> None:
+    """Undo what hosts that crashed have left on this machine. Running hosts are left alone."""
+    from softnlb import cli_show, link, nfqueue, record
+    from softnlb.control import is_live, run_dir, state_dir
+
+    undone: list[str] = []
+    for file in sorted(state_dir().glob("*/link.json")):
+        if is_live(run_dir() / f"{file.parent.name}.sock"):
+            continue
+        left = record.read(file)
+        undone += link.cleanup(file)
+        if left is not None:
+            nfqueue.cleanup(left.interface)
+    if as_json:
+        print_json({"undone": undone})
+    else:
+        cli_show.cleanup(undone)
 
 
 @click.command(

@@ -176,3 +176,32 @@ def config_check(result: Result) -> None:
     for warning in result["warnings"]:
         click.echo(f"warning: {warning}")
     click.echo(f"{result['file']}: no errors; digest of what the hosts share: {result['digest']}")
+
+
+def doctor(result: Result) -> None:
+    """A table of what was found, then what is to do."""
+    checks = result["checks"]
+    table(["", "state", "found"], [[c["name"], _state(c), c["detail"]] for c in checks])
+    click.echo()
+    for check in checks:
+        if check["remedy"]:
+            click.echo(f"{check['name']}: {check['remedy']}")
+    verdicts = {
+        0: "This machine has what softnlb needs.",
+        1: "Something is in the way.",
+        5: "Something needed is missing.",
+    }
+    click.echo(bold(verdicts[result["exit_code"]]))
+
+
+def _state(check: Result) -> str:
+    optional = check["state"] == "missing" and not check["needed"]
+    return "missing (optional)" if optional else str(check["state"])
+
+
+def cleanup(undone: list[str]) -> None:
+    """What was undone."""
+    for sentence in undone:
+        click.echo(sentence)
+    if not undone:
+        click.echo("Nothing was left behind.")

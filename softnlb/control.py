@@ -37,6 +37,11 @@ def run_dir() -> Path:
     return Path(os.environ.get("SOFTNLB_RUN_DIR", "/run/softnlb"))
 
 
+def state_dir() -> Path:
+    """Where each host of this machine keeps its records, in a directory of its own."""
+    return Path(os.environ.get("SOFTNLB_STATE_DIR", "/var/lib/softnlb"))
+
+
 def socket_path(config: ClusterConfig) -> Path:
     """The control socket of a host."""
     return run_dir() / f"{config.cluster_ip_addresses[0].ip}:{config.host_id}.sock"

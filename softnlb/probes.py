@@ -1,0 +1,121 @@
+"""What the kernel can do, tried out: `python -m softnlb.probes`, in a namespace to throw away.
+
+`softnlb doctor` starts it through unshare(1) and reads one JSON object: name of the probe ->
+reason why it failed, null when it worked.  With ``--check`` nothing is tried that would stay
+behind in the namespace that one is in: the kernel checks rules without taking them.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+
+from modes import plan_link
+from modes.plan import Mode
+
+TOOL_TIMEOUT_S = 5.0
+
+INGRESS = "type filter hook ingress device lo priority 0; meta pkttype set host"
+EGRESS = "type filter hook egress device lo priority 0; counter"
+ARP = "type filter hook output priority 0; arp saddr ether set 02:bf:0a:01:00:64"
+
+Probe = Callable[[], str | None]
+
+
+def tool(command: list[str], text: str = "") -> str | None:
+    """Run a program for a few seconds at most; the first line of its complaint, or None."""
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TOOL_TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        return f"{command[0]} is not installed"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[0] if lines else f"{command[0]} ended with status {done.returncode}"
+
+
+def _nft(text: str, check: bool) -> str | None:
+    return tool(["nft", *(["-c"] if check else []), "-f", "-"], text)
+
+
+def _chain(family: str, body: str, check: bool) -> Probe:
+    hook = body.split()[3]
+    text = f"table {family} softnlb_doctor {{\n chain {hook} {{\n {body}\n }}\n}}\n"
+    return lambda: _nft(text, check)
+
+
+def _rules(mode: Mode, check: bool) -> Probe:
+    """The very rules that a host loads, for an interface of the namespace."""
+    addresses = (IPv4Interface("10.1.0.100/24"),)
+    return lambda: _nft(plan_link(mode, "lo", 1, addresses).nft_ruleset, check)
+
+
+def _packet_socket() -> str | None:
+    try:
+        socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0).close()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _links() -> str | None:
+    batch = (
+        "link add softnlb0 type bridge\n"
+        "link add softnlb1 type veth peer name softnlb2\n"
+        "link set softnlb1 master softnlb0\n"
+    )
+    return tool(["ip", "-batch", "-"], batch) or tool(
+        ["bridge", "fdb", "add", "02:bf:0a:01:00:64", "dev", "softnlb2", "self", "permanent"]
+    )
+
+
+def _nfqueue() -> str | None:
+    from softnlb.nfqueue import probe
+
+    return probe()
+
+
+def probes(check: bool) -> dict[str, Probe]:
+    """All probes that can be tried, by name."""
+    tried: dict[str, Probe] = {
+        "nft-ingress": _chain("netdev", INGRESS, check),
+        "nft-egress": _chain("netdev", EGRESS, check),
+        "nft-arp": _chain("arp", ARP, check),
+        "nft-unicast": _rules(Mode.UNICAST, check),
+        "nft-multicast": _rules(Mode.MULTICAST, check),
+        "packet-socket": _packet_socket,
+        "nfqueue": _nfqueue,  # removes its own traces
+    }
+    if not check:
+        tried["links"] = _links
+    return tried
+
+
+def run(check: bool) -> dict[str, str | None]:
+    """Try all of them."""
+    results: dict[str, str | None] = {}
+    for name, probe in probes(check).items():
+        try:
+            results[name] = probe()
+        except Exception as error:  # whatever this machine does: a report, not a traceback
+            results[name] = f"{type(error).__name__}: {error}"
+    return results
+
+
+if __name__ == "__main__":
+    found = run("--check" in sys.argv[1:])
+    sys.stdout.write(json.dumps(found) + "\n")
+    sys.stdout.flush()
+    os._exit(0)  # whatever a probe started ends with the namespace
