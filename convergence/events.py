@@ -10,6 +10,10 @@ from enum import Enum, StrEnum
 from ipaddress import IPv4Address
 
 
+class CommandError(Exception):
+    """The operator's fault: a command that makes no sense here.  Nothing was changed."""
+
+
 # ---------------------------------------------------------------- inputs
 
 

@@ -1,4 +1,4 @@
-"""Port rules: what the hosts of a cluster must agree on, in NLB's own terms (reference: WMI PortRuleEx)."""
+"""Port rules: what the hosts of a cluster must agree on, in NLB's own terms (WMI PortRuleEx)."""
 
 from dataclasses import dataclass
 from enum import IntEnum

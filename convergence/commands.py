@@ -1,0 +1,197 @@
+"""What an operator may order: start, stop, drainstop, and the rules of this host."""
+
+from convergence import conflicts, lease, orphans, phases
+from convergence.events import Command, CommandError, CommandReceived, Severity
+from convergence.heartbeat import JOINING
+from convergence.rules import FilteringMode
+from convergence.state import RuleState, Stage, State
+
+RULE_COMMANDS = {
+    Command.ENABLE_RULE: RuleState.ENABLED,
+    Command.DISABLE_RULE: RuleState.DISABLED,
+    Command.DRAIN_RULE: RuleState.DRAINING,
+}
+
+
+def obey(state: State, event: CommandReceived) -> None:
+    """Carry out a command; raises CommandError and changes nothing when it makes no sense."""
+    command = event.command
+    if command is Command.START:
+        start(state, event)
+    elif command is Command.STOP:
+        stop(state)
+    elif command is Command.DRAINSTOP:
+        drainstop(state)
+    elif command is Command.DRAIN_COMPLETE:
+        if state.stage is not Stage.DRAINING:
+            raise CommandError("the host is not draining")
+        stop(state)
+    elif command is Command.SET_WEIGHT:
+        set_weight(state, event)
+    else:
+        set_rules(state, event)
+
+
+def start(state: State, event: CommandReceived) -> None:
+    """Begin to listen; interrupts a drain or a stop that has not come to leaving."""
+    if state.stage is Stage.STARTED:
+        state.forced = state.forced or event.force
+        return
+    if state.stage in (Stage.DRAINING, Stage.STOPPING):
+        state.stage = Stage.STARTED
+        state.log("drain-interrupted", Severity.INFO, "Start interrupted the draining.")
+        if not state.joining:
+            phases.change_view(state, "this host no longer drains")
+        return
+    if not 0 < event.host_code <= 0xFFFF_FFFF:
+        raise CommandError("start needs a random host code of 32 bits")
+    if event.host_code in state.own_codes:
+        raise CommandError("this host code was used before")
+    state.stage = Stage.STARTED
+    state.release_all()
+    state.forced = event.force
+    state.held_by.clear()
+    state.held_until_ms = 0
+    state.duplicate = None
+    state.restart_after_leaving = ""
+    state.embargo_until_ms = 0
+    state.new_code(event.host_code)
+    orphans.start(state)
+    lease.listen(state, "start")
+    state.next_send_ms = state.now_ms
+    text = f"Host {state.config.host_id} started."
+    state.log("started", Severity.INFO, text, host_id=state.config.host_id)
+
+
+def stop(state: State) -> None:
+    """Hand the buckets over, then leave, then be stopped."""
+    if state.stage in (Stage.STOPPED, Stage.STOPPING):
+        return
+    if state.stage is Stage.LEAVING:
+        state.restart_after_leaving = ""
+        return
+    was_draining = state.stage is Stage.DRAINING
+    state.stage = Stage.STOPPING
+    state.stop_by_ms = state.now_ms + state.death_ms
+    if not was_draining and not state.joining:
+        phases.change_view(state, "this host stops")
+        phases.advance(state)
+    go_on_stopping(state)
+
+
+def drainstop(state: State) -> None:
+    """Nothing new; stay a member until DRAIN_COMPLETE."""
+    if state.stage is Stage.DRAINING:
+        return
+    if state.stage is not Stage.STARTED:
+        raise CommandError("only a started host can drain")
+    state.stage = Stage.DRAINING
+    state.log("draining", Severity.INFO, f"Host {state.config.host_id} started draining.")
+    state.changed()
+    if not state.joining:
+        phases.change_view(state, "this host drains")
+        phases.advance(state)
+
+
+def go_on_stopping(state: State) -> None:
+    """After every input: has the hand-over ended, has everybody let go of me?"""
+    if state.stage is Stage.STOPPING:
+        if any(state.current) and state.others and state.now_ms < state.stop_by_ms:
+            return
+        state.stage = Stage.LEAVING
+        state.release_all()
+        state.stop_by_ms = state.now_ms + state.death_ms
+        state.changed()
+        if state.joining or not state.others:
+            _left(state)
+    if state.stage is Stage.LEAVING:
+        holders = any(
+            peer.statement.view & state.bit
+            and not peer.statement.flags & JOINING
+            and state.now_ms - peer.received_ms < state.death_ms
+            for peer in state.view.values()
+        )
+        if state.now_ms >= state.stop_by_ms or not holders:
+            _left(state)
+
+
+def _left(state: State) -> None:
+    state.release_all()
+    if state.restart_after_leaving:
+        state.stage = Stage.STARTED
+        lease.start_afresh(state, state.restart_after_leaving)
+        state.restart_after_leaving = ""
+        return
+    state.stage = Stage.STOPPED
+    state.joining = False
+    state.view.clear()
+    state.heard.primary.clear()
+    state.heard.rivals.clear()
+    state.strangers.clear()
+    state.recompute_view()
+    phases.enter(state, "forget", "stopped")
+    state.log("stopped", Severity.INFO, f"Host {state.config.host_id} stopped.")
+
+
+def end_listening(state: State) -> None:
+    """Begin to take part when I have listened for long enough and nothing holds me back.
+
+    Two periods when a started host was heard, for it will bring me in; T x P otherwise.
+    """
+    listened_ms = state.now_ms - state.started_ms
+    wanted = 2 * state.period_ms if lease.hears_anybody(state) else state.death_ms
+    if listened_ms < wanted or conflicts.held_back(state):
+        return
+    state.listen(False)
+    state.recompute_view()
+    phases.restart(state, "listened", state.generation + 1)
+
+
+def _slots(state: State, event: CommandReceived) -> tuple[int, ...]:
+    rules = len(state.config.rules)
+    slots = event.slots
+    bad = [slot for slot in slots if not 0 <= slot < rules]
+    if bad:
+        raise CommandError(f"no port rule in slot {bad[0]}; there are {rules}")
+    return slots
+
+
+def set_weight(state: State, event: CommandReceived) -> None:
+    """Load weight 0..100 of these multiple-hosts rules, of all without slots."""
+    if not 0 <= event.load_weight <= 100:
+        raise CommandError(f"load weight {event.load_weight} is not within 0..100")
+    for slot in _slots(state, event) or range(len(state.config.rules)):
+        if state.config.rules[slot].filtering_mode is FilteringMode.MULTIPLE_HOSTS:
+            state.load_weights[slot] = event.load_weight
+    _own_weights_changed(state, "this host changed its weights")
+
+
+def set_rules(state: State, event: CommandReceived) -> None:
+    """Enable, disable or drain rules on this host.
+
+    A disabled rule's buckets are dropped at once, a draining rule's are handed over.
+    """
+    wanted = RULE_COMMANDS[event.command]
+    for slot in _slots(state, event):
+        if state.rule_states[slot] is wanted:
+            continue
+        state.rule_states[slot] = wanted
+        if wanted is RuleState.DISABLED:
+            state.hold(slot, 0)
+        state.log(
+            f"rule-{wanted.value}",
+            Severity.INFO,
+            f"Port rule {slot + 1} is {wanted.value}.",
+            slot=slot,
+        )
+    _own_weights_changed(state, "this host changed its rules")
+
+
+def _own_weights_changed(state: State, reason: str) -> None:
+    if state.stage in (Stage.STOPPED, Stage.LEAVING):
+        return
+    before = state.view_digest
+    state.recompute_view()
+    if state.view_digest != before and not state.joining:
+        phases.restart(state, reason, state.generation + 1)
+        phases.advance(state)

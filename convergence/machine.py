@@ -1,0 +1,115 @@
+"""The convergence machine of one host: inputs in, outputs out, no clock and no socket.
+
+THE THEORY
+
+Hosts that share a cluster IP address agree, by heartbeats alone, on who is a member and which
+member owns which of the 60 buckets of each port rule.  What must never fail: two live hosts never
+accept the same bucket at the same moment.  What should not fail: a bucket has an owner.
+
+*A host* is a host id and a host code, a random number drawn at each start: a restarted host is a
+new host.  Each host keeps a *view*, the set of members as it sees them, and a *generation*, a
+number that only grows.  A frame says: my generation, a digest of my view, my phase, what I hold
+now (current), what I held when we agreed (ready), what I shall hold (new), and how long ago I
+heard each host.
+
+*Agreement.*  Whatever changes the view raises the generation and begins again at
+ConvergingPhase1.  When the newest frame of every member of my view shows my generation and my
+view digest, all agree, and I freeze ready := current.  When all have frozen, every member has
+every snapshot and computes the same target from it, so nobody has to be told.  Each releases what
+is not in its target and takes a bucket of its target once no other member's newest frame shows
+it.  Whoever holds its target is settled; when all are, the host is Converged.
+
+Why this is safe: a bucket moves only between members that agreed on one view and one generation,
+and the one who takes has seen the one who gave let go.  A host that is not in the view any more
+is taken care of by the *lease* (see ``lease``): it stops accepting before the others give up on
+it.  Why it is quick: frames also go out at once whenever anything changes, so a convergence
+takes rounds of frames, not periods.  While it lasts, the old holdings go on serving.
+
+*Joining* (see ``membership``).  A host listens first, holding nothing.  It becomes a member when
+it hears every member and every member hears it: a host that could not take part in an agreement
+must not be able to hold one up.  *Losing*: T x P after the last frame that anybody heard.  A deaf
+member is left behind; of two that cannot hear each other one leaves.  *Leaving*: hand over with
+weight 0, then say so until nobody's view holds me.
+
+Every input first checks the clock: a process that was stopped for longer than its lease holds
+nothing any more, whatever it believed before.
+
+The phases and all transitions between them stand in one table, ``phases.TRANSITIONS``.
+"""
+
+from convergence import commands, lease, membership, orphans, phases, reception, reporting
+from convergence.events import (
+    CommandError,
+    CommandReceived,
+    FrameReceived,
+    HostProbed,
+    IdleScanned,
+    Input,
+    Output,
+    Status,
+    Tick,
+)
+from convergence.state import HostConfig, Phase, Stage, State
+
+__all__ = ["CommandError", "HostConfig", "Machine", "Phase"]
+
+
+class Machine:
+    """One host's part of the protocol.
+
+    Stopped until CommandReceived(START).  ``step`` never raises on a frame; a command that makes
+    no sense raises CommandError and changes nothing.  Same state and same input: same output.
+    """
+
+    def __init__(self, config: HostConfig, now_ms: int) -> None:
+        self._state = State(config, now_ms)
+        self._state.awake_ms = now_ms
+
+    def step(self, event: Input) -> tuple[Output, ...]:
+        """Take one input and say what to do, in the order in which it is to be done."""
+        state = self._state
+        state.outputs = []
+        lease.check_clock(state, max(event.now_ms, state.now_ms))
+        if isinstance(event, FrameReceived):
+            if state.stage is not Stage.STOPPED:
+                reception.receive(state, event)
+        elif isinstance(event, Tick):
+            self._tick()
+        elif isinstance(event, CommandReceived):
+            commands.obey(state, event)
+        elif isinstance(event, IdleScanned):
+            orphans.scanned(state, event)
+        elif isinstance(event, HostProbed):
+            orphans.probed(state, event)
+        if state.stage in (Stage.STOPPING, Stage.LEAVING):
+            commands.go_on_stopping(state)
+        reporting.finish(state)
+        return tuple(state.outputs)
+
+    def _tick(self) -> None:
+        """Time alone can end the listening, a member, an embargo, a wait."""
+        state = self._state
+        if state.stage is Stage.STOPPED:
+            return
+        if state.joining:
+            commands.end_listening(state)
+        elif state.now_ms >= min(state.expiry_ms, state.next_send_ms):
+            membership.judge(state)
+        if not state.joining and state.stage is not Stage.LEAVING:
+            if state.candidates:
+                membership.admit(state)
+            if state.phase is not Phase.CONVERGED:
+                phases.advance(state)
+
+    def next_deadline_ms(self) -> int:
+        """When a Tick is due at the latest (boot-time clock, ms)."""
+        return reporting.next_deadline_ms(self._state)
+
+    def status(self, now_ms: int) -> Status:
+        """All that a query shows, as of ``now_ms``."""
+        return reporting.status(self._state, now_ms)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Frames that were not believed, per kind."""
+        return dict(self._state.counters)

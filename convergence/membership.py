@@ -1,0 +1,275 @@
+"""Who is a member: hearing hosts, letting them in, losing them, telling deaf ones."""
+
+from convergence import conflicts, lease, orphans
+from convergence.events import ProbeHost, Severity
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, Heartbeat, address
+from convergence.peers import Peer
+from convergence.phases import advance, change_view, note_agreement, restart
+from convergence.state import Phase, Stage, State
+
+FORGET_PERIODS = 2
+"""Times T: a host that is no member is forgotten after this silence."""
+
+
+def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes) -> None:
+    """A verified, fresh heartbeat of this cluster and configuration, not from my host id."""
+    said = heartbeat.statement
+    host_id = said.host_id
+    peer = state.view.get(host_id)
+    if peer is None or peer.code != said.host_code:
+        peer = state.heard.find(host_id, said.host_code)
+    if peer is None:
+        peer = Peer(heartbeat, received_ms, source_mac)
+        before = None
+    else:
+        before = peer.statement
+        was_tag = peer.tag
+        peer.update(heartbeat, received_ms)
+        if peer.tag != was_tag:
+            # It began to take part, and waits to be heard as what it is now.
+            state.heard.forget_masks()
+            state.urgent = True
+    if state.heard.primary.get(host_id) is not peer and not _become_primary(state, peer):
+        return
+    if peer.counts and lease.note_counted(state, peer, received_ms):
+        text = "Nobody hears this host; it drops its buckets and starts afresh."
+        state.log("nobody-hears-me", Severity.ERROR, text)
+        lease.start_afresh(state, "nobody hears this host")
+        return
+    if state.joining or state.stage is Stage.LEAVING:
+        return
+    _hear_started(state, peer, before is heartbeat.statement)
+
+
+def _hear_started(state: State, peer: Peer, quiet: bool) -> None:
+    """Go on with a frame when this host takes part; ``quiet``: it says what it said before."""
+    member = state.view.get(peer.host_id) is peer
+    if not quiet or not member:
+        if not quiet:
+            state.orphans_stale = True
+        if conflicts.resolve_priorities(state, peer):
+            return
+        _resolve_overlap(state, peer)
+    if member:
+        if not quiet:
+            _hear_member(state, peer)
+        elif peer.heartbeat.ages[state.index] == AGE_NONE:
+            lose_if_deaf(state, peer)
+    if state.candidates:
+        admit(state)
+    if not quiet or state.phase is Phase.CONVERGING_PHASE1:
+        advance(state)
+
+
+def _hear_member(state: State, peer: Peer) -> None:
+    said = peer.statement
+    if said.flags & LEAVING:
+        del state.view[peer.host_id]
+        lease.recount(state)
+        text = f"Host {peer.host_id} leaves the cluster."
+        state.log("host-leaving", Severity.INFO, text, host_id=peer.host_id)
+        change_view(state, f"host {peer.host_id} leaves", said.generation)
+    elif state.known_identity[peer.host_id] != peer.identity:
+        change_view(state, f"host {peer.host_id} changed its weights", said.generation)
+    elif said.generation > state.generation:
+        restart(state, f"host {peer.host_id} converges", said.generation)
+    else:
+        note_agreement(state, peer)
+
+
+def _become_primary(state: State, peer: Peer) -> bool:
+    """Make this host code the one that stands for its host id; False while another one does."""
+    host_id = peer.host_id
+    primary = state.heard.primary.get(host_id)
+    is_member = state.view.get(host_id) is peer
+    if primary is not None and not is_member and not silent_enough(state, primary, peer):
+        state.heard.rivals[host_id] = peer
+        return False
+    state.heard.promote(peer)
+    state.recompute_candidates()
+    # Heard for the first time: let it know that it is heard.
+    state.urgent = True
+    return True
+
+
+def silent_enough(state: State, old: Peer, new: Peer) -> bool:
+    """May the new host code replace the old one?
+
+    A restarted host (same dedicated IP address) installed an empty table before its first frame,
+    so 2 P of silence are enough.  Another machine's lease must have run out.
+    """
+    silence_ms = state.now_ms - old.received_ms
+    same_machine = old.statement.dedicated_ip_address == new.statement.dedicated_ip_address
+    return silence_ms >= (2 * state.period_ms if same_machine else state.death_ms)
+
+
+def admit(state: State) -> None:
+    """Make members of those that hear all members and are heard by all members."""
+    heard, index, tag = state.heard, state.index, state.tag
+    common = -1
+    replaced = 0
+    for member in state.view.values():
+        if heard.primary.get(member.host_id) is member:
+            common &= heard.hears(member, index, tag)
+        else:
+            replaced |= member.bit
+    admitted: list[Peer] = []
+    for peer in sorted(state.candidates, key=lambda one: one.host_id):
+        if not peer.counts or not common & peer.bit or replaced & ~peer.bit:
+            continue
+        if state.now_ms - peer.received_ms >= state.death_ms:
+            continue
+        needed = (state.bit | state.others) & ~peer.bit
+        mask = heard.hears(peer, index, tag)
+        if mask & needed != needed:
+            continue
+        old = state.view.get(peer.host_id)
+        if old is not None and not silent_enough(state, old, peer):
+            continue
+        state.view[peer.host_id] = peer
+        state.others |= peer.bit
+        replaced &= ~peer.bit
+        common &= mask
+        admitted.append(peer)
+    if not admitted:
+        return
+    for peer in admitted:
+        orphans.came_back(state, peer)
+    names = ", ".join(str(peer.host_id) for peer in admitted)
+    seen = max(peer.statement.generation for peer in admitted)
+    change_view(state, f"host {names} joins", seen)
+
+
+def _resolve_overlap(state: State, peer: Peer) -> None:
+    """Two owners of a bucket, after a partition: the higher host id releases it at once."""
+    if peer.host_id > state.config.host_id or not peer.reports(state.index, state.tag):
+        return
+    overlap = False
+    for slot, theirs in enumerate(peer.statement.current):
+        mine = state.current[slot]
+        if mine & theirs:
+            state.hold(slot, mine & ~theirs)
+            overlap = True
+    if overlap:
+        text = f"Host {peer.host_id} holds the same buckets; this host released them."
+        state.log("overlap", Severity.WARNING, text, host_id=peer.host_id)
+        seen = max(state.generation, peer.statement.generation)
+        restart(state, f"overlap with host {peer.host_id}", seen + 1)
+
+
+def newest_ms(state: State, peer: Peer) -> int:
+    """When anybody whose view holds this member heard it last, as far as I know."""
+    newest = peer.received_ms
+    for witness in state.view.values():
+        if witness is peer or not witness.statement.view & peer.bit:
+            continue
+        if witness.reports(peer.index, peer.tag):
+            age_ms = witness.heartbeat.ages[peer.index] * state.death_ms // AGE_UNITS
+            newest = max(newest, witness.received_ms - age_ms)
+    return newest
+
+
+def judge(state: State) -> None:
+    """Remove members whose silence has lasted T x P; notice deaf members and broken pairs."""
+    if state.now_ms < state.judge_after_ms:
+        state.expiry_ms = state.judge_after_ms
+        return
+    dead: list[Peer] = []
+    expiry = 1 << 62
+    for peer in state.view.values():
+        heard_until = peer.received_ms + state.death_ms
+        if heard_until <= state.now_ms:
+            heard_until = newest_ms(state, peer) + state.death_ms
+        if heard_until <= state.now_ms:
+            dead.append(peer)
+        else:
+            expiry = min(expiry, heard_until)
+    state.expiry_ms = min(expiry, state.now_ms + state.period_ms)
+    if dead:
+        _lose(state, dead)
+    for peer in list(state.view.values()):
+        if peer.heartbeat.ages[state.index] == AGE_NONE:
+            lose_if_deaf(state, peer)
+    _leave_broken_pair(state)
+    _forget_silent(state)
+
+
+def _lose(state: State, dead: list[Peer]) -> None:
+    for peer in dead:
+        del state.view[peer.host_id]
+        where = address(peer.statement.dedicated_ip_address)
+        text = f"Host {peer.host_id} is lost: no heartbeat for {state.death_ms} ms."
+        state.log("host-lost", Severity.WARNING, text, host_id=peer.host_id)
+        if any(peer.statement.current):
+            state.lost[peer.host_id, peer.code] = peer
+            state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
+    lease.recount(state)
+    patience_ms = state.death_ms + lease.EMBARGO_PERIODS * state.period_ms
+    if state.now_ms - state.two_view_sent_ms < patience_ms:
+        embargo_ms = lease.EMBARGO_PERIODS * state.period_ms
+        state.embargo_until_ms = state.now_ms + embargo_ms
+    names = ", ".join(str(peer.host_id) for peer in dead)
+    change_view(state, f"host {names} lost")
+
+
+def lose_if_deaf(state: State, peer: Peer) -> None:
+    """A member that hears none of us: go on without it.
+
+    Its age for me is "none" once it has not heard me for T x P.  A member that hears some of us
+    but not me is no deaf host but one end of a broken pair.
+    """
+    if any(peer.reports(other.index, other.tag) for other in state.view.values()):
+        return
+    del state.view[peer.host_id]
+    lease.recount(state)
+    text = f"Host {peer.host_id} does not hear us; the cluster goes on without it."
+    state.log("host-does-not-hear-us", Severity.WARNING, text, host_id=peer.host_id)
+    change_view(state, f"host {peer.host_id} does not hear us", peer.statement.generation)
+
+
+def _leave_broken_pair(state: State) -> None:
+    """When I and a lower host id cannot hear each other but others hear both, I leave.
+
+    Waits one and a half times T x P, so that a take-over which the pair holds up is done within
+    2 T x P.
+    """
+    patience_ms = state.death_ms + state.death_ms // 2
+    for witness in state.view.values():
+        if not witness.statement.view & state.bit:
+            continue
+        for other in state.heard.primary.values():
+            if other.host_id > state.config.host_id or other is witness:
+                continue
+            if not witness.statement.view & other.bit:
+                continue
+            if not witness.reports(other.index, other.tag):
+                continue
+            silent = state.now_ms - other.received_ms >= patience_ms
+            if silent or _unheard_by(state, other):
+                text = f"This host and host {other.host_id} cannot hear each other; it leaves."
+                state.log("broken-pair", Severity.ERROR, text, host_id=other.host_id)
+                state.release_all()
+                state.stage = Stage.LEAVING
+                state.stop_by_ms = state.now_ms + state.death_ms
+                state.restart_after_leaving = "broken pair"
+                state.changed()
+                return
+
+
+def _unheard_by(state: State, other: Peer) -> bool:
+    """The other one's frames arrive, and have said for long enough that it does not hear me."""
+    if other.reports(state.index, state.tag):
+        state.unheard_since.pop(other.host_id, None)
+        return False
+    since = state.unheard_since.setdefault(other.host_id, state.now_ms)
+    return state.now_ms - since >= state.death_ms // 2
+
+
+def _forget_silent(state: State) -> None:
+    limit_ms = state.now_ms - FORGET_PERIODS * state.death_ms
+    for known in (state.heard.primary, state.heard.rivals, state.strangers):
+        for host_id in [one.host_id for one in known.values() if one.received_ms < limit_ms]:
+            if state.view.get(host_id) is not known[host_id]:
+                del known[host_id]
+                state.unheard_since.pop(host_id, None)
+    state.recompute_candidates()

@@ -1,0 +1,84 @@
+"""Idle buckets, and orphaned ones in which a lost connection may be answered with a reset."""
+
+from convergence.events import HostProbed, IdleScanned
+from convergence.peers import Peer
+from convergence.rules import ALL_BUCKETS
+from convergence.state import SETTLE_MS, State
+
+SYN_COOKIE_MS = 120_000
+"""After a SYN cookie a connection may come into being that no scan could see."""
+
+RELEASES_MAX = 256
+
+
+def scanned(state: State, event: IdleScanned) -> None:
+    """A scan of this host's sockets: which buckets surely hold no live connection?
+
+    Only buckets that were released at least 3 s before the scan began count.
+    """
+    if len(event.idle) != len(state.rules):
+        raise ValueError(f"{len(event.idle)} idle maps for {len(state.rules)} slots")
+    settled_ms = event.began_ms - SETTLE_MS
+    state.released = [entry for entry in state.released if entry[0] > settled_ms]
+    if len(state.released) > RELEASES_MAX:
+        del state.released[:-RELEASES_MAX]
+    unsettled = [0] * len(state.rules)
+    for _ms, slot, bits in state.released:
+        unsettled[slot] |= bits
+    cookie = event.syn_cookie_ms
+    doubtful = cookie is not None and event.now_ms - cookie < SYN_COOKIE_MS
+    for slot, found in enumerate(event.idle):
+        proven = 0 if doubtful else found & ~state.current[slot] & ~unsettled[slot] & ALL_BUCKETS
+        if proven != state.idle[slot]:
+            state.idle[slot] = proven
+            state.statement = None
+    state.orphans_stale = True
+
+
+def start(state: State) -> None:
+    """Nothing is proven at a start: count every bucket as released now."""
+    state.acquired.clear()
+    state.lost.clear()
+    state.released = [(state.now_ms, slot, ALL_BUCKETS) for slot in range(len(state.rules))]
+    state.idle = [0] * len(state.rules)
+    state.orphan = [0] * len(state.rules)
+    state.statement = None
+
+
+def probed(state: State, event: HostProbed) -> None:
+    """Three probes of a lost host's dedicated IP address: its kernel is gone, or still serves."""
+    if event.gone and state.lost.pop((event.host_id, event.host_code), None) is not None:
+        state.orphans_stale = True
+
+
+def came_back(state: State, peer: Peer) -> None:
+    """The host is back: what it reports idle counts again, under any host code."""
+    for key in [key for key in state.lost if key[0] == peer.host_id]:
+        del state.lost[key]
+        state.orphans_stale = True
+
+
+def recompute(state: State) -> None:
+    """The buckets of mine in which nobody can have a live connection.
+
+    Mine for 3 s; reported idle by every host heard within T x P in a frame whose current map lacks
+    them; and not held last by a host that fell silent and may still serve.
+    """
+    now_ms = state.now_ms
+    state.acquired = [entry for entry in state.acquired if now_ms - entry[0] < SETTLE_MS]
+    orphan = list(state.current)
+    for _ms, slot, bits in state.acquired:
+        orphan[slot] &= ~bits
+    for known in (state.heard.primary, state.heard.rivals):
+        for peer in known.values():
+            if now_ms - peer.received_ms >= state.death_ms:
+                continue
+            said = peer.statement
+            for slot, (idle, held) in enumerate(zip(said.idle, said.current, strict=True)):
+                orphan[slot] &= idle & ~held
+    for peer in state.lost.values():
+        for slot, held in enumerate(peer.statement.current):
+            orphan[slot] &= ~held
+    state.orphan = orphan
+    # Time alone brings new ones: stay stale until everything has settled.
+    state.orphans_stale = bool(state.acquired)

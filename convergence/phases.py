@@ -1,0 +1,172 @@
+"""The phases: agree on the members, freeze what everybody holds, release, take, be Converged."""
+
+from convergence.buckets import target
+from convergence.events import Severity
+from convergence.heartbeat import DRAINING, NEWCOMER
+from convergence.peers import Peer
+from convergence.state import Phase, Stage, State
+
+TRANSITIONS: dict[tuple[Phase, str], Phase] = {
+    # Any change of members, weights or drain flags, a higher generation, an overlap.
+    (Phase.UNKNOWN, "restart"): Phase.CONVERGING_PHASE1,
+    (Phase.CONVERGING_PHASE1, "restart"): Phase.CONVERGING_PHASE1,
+    (Phase.STABLE_PHASE1, "restart"): Phase.CONVERGING_PHASE1,
+    (Phase.CONVERGING_PHASE2, "restart"): Phase.CONVERGING_PHASE1,
+    (Phase.STABLE_PHASE2, "restart"): Phase.CONVERGING_PHASE1,
+    (Phase.CONVERGED, "restart"): Phase.CONVERGING_PHASE1,
+    # All agree on generation and members: freeze what I hold.
+    (Phase.CONVERGING_PHASE1, "agreed"): Phase.STABLE_PHASE1,
+    # All have frozen: everybody knows every snapshot and so the target; release what goes.
+    (Phase.STABLE_PHASE1, "snapshots-known"): Phase.CONVERGING_PHASE2,
+    # I hold exactly my target.
+    (Phase.CONVERGING_PHASE2, "target-held"): Phase.STABLE_PHASE2,
+    # So do all the others.
+    (Phase.STABLE_PHASE2, "all-settled"): Phase.CONVERGED,
+    # Stopped, or listening under a new host code.
+    (Phase.UNKNOWN, "forget"): Phase.UNKNOWN,
+    (Phase.CONVERGING_PHASE1, "forget"): Phase.UNKNOWN,
+    (Phase.STABLE_PHASE1, "forget"): Phase.UNKNOWN,
+    (Phase.CONVERGING_PHASE2, "forget"): Phase.UNKNOWN,
+    (Phase.STABLE_PHASE2, "forget"): Phase.UNKNOWN,
+    (Phase.CONVERGED, "forget"): Phase.UNKNOWN,
+}
+"""The whole of it: (phase, what happened) -> phase.  A pair that is not here is a bug."""
+
+
+def enter(state: State, happened: str, reason: str) -> None:
+    """Go where the table says, or raise KeyError and change nothing."""
+    phase = TRANSITIONS[state.phase, happened]
+    if phase is not state.phase or phase is Phase.CONVERGING_PHASE1:
+        state.phase = phase
+        state.note_history(reason)
+    state.changed()
+
+
+def restart(state: State, reason: str, generation: int) -> None:
+    """ConvergingPhase1 of this generation: forget snapshot and target, keep the holdings."""
+    state.generation = generation
+    state.ready = None
+    state.target = None
+    enter(state, "restart", reason)
+    state.agree = state.stable1 = state.stable2 = 0
+    for peer in state.view.values():
+        note_agreement(state, peer)
+
+
+def change_view(state: State, reason: str, seen_generation: int = 0) -> None:
+    """The members, or a weight or drain flag of one, changed."""
+    state.recompute_view()
+    restart(state, reason, max(state.generation, seen_generation) + 1)
+
+
+def note_agreement(state: State, peer: Peer) -> None:
+    """Remember how far this member's newest frame has come in my generation and view."""
+    said = peer.statement
+    bit = peer.bit
+    if said.generation == state.generation and said.view_digest == state.view_digest:
+        state.agree |= bit
+        phase = said.phase
+        state.stable1 = (
+            state.stable1 | bit if phase >= Phase.STABLE_PHASE1 else (state.stable1 & ~bit)
+        )
+        state.stable2 = (
+            state.stable2 | bit if phase >= Phase.STABLE_PHASE2 else (state.stable2 & ~bit)
+        )
+    else:
+        state.agree &= ~bit
+        state.stable1 &= ~bit
+        state.stable2 &= ~bit
+
+
+def newcomer_must_wait(state: State) -> bool:
+    """A newcomer does not serve while it hears a host that it should be a member with.
+
+    That is one which has not heard that I take part now, so that it may begin beside me, or may
+    never hear me; one that has been Converged; or, among newcomers that cannot all hear each
+    other, a group with a lower host id.
+    """
+    lowest = min(state.members)
+    for peer in state.candidates:
+        if state.now_ms - peer.received_ms >= state.death_ms:
+            continue
+        if not peer.reports(state.index, state.tag):
+            # A deaf host cannot hold up those who hear each other.
+            if not state.others or peer.reports(state.index, state.tag ^ 0xFF):
+                return True
+        elif peer.counts and (not peer.statement.flags & NEWCOMER or peer.host_id < lowest):
+            return True
+    return False
+
+
+def advance(state: State) -> None:
+    """Go on as far as the newest frames of all members allow."""
+    if state.joining or state.stage in (Stage.STOPPED, Stage.LEAVING):
+        return
+    others = state.others
+    if state.phase is Phase.CONVERGING_PHASE1 and state.agree == others:
+        if state.newcomer and newcomer_must_wait(state):
+            return
+        state.ready = list(state.current)
+        enter(state, "agreed", "all members agree")
+    if state.phase is Phase.STABLE_PHASE1 and state.stable1 == others:
+        state.target = _targets(state)
+        for slot, wanted in enumerate(state.target):
+            state.hold(slot, state.current[slot] & wanted)
+        enter(state, "snapshots-known", "all snapshots are known")
+    if state.phase is Phase.CONVERGING_PHASE2 and _take(state):
+        enter(state, "target-held", "this host holds its target")
+    if state.phase is Phase.STABLE_PHASE2 and state.stable2 == others:
+        _converged(state)
+
+
+def _targets(state: State) -> list[int]:
+    """My target per slot, from the view and the snapshots of this generation."""
+    own_id = state.config.host_id
+    own_weights = state.weights()
+    snapshot = state.ready or []
+    wanted = []
+    for slot, rule in enumerate(state.rules):
+        weights = {own_id: 0 if state.draining else own_weights[slot]}
+        holdings = {own_id: snapshot[slot]}
+        for peer in state.view.values():
+            said = peer.statement
+            weights[peer.host_id] = 0 if said.flags & DRAINING else said.weights[slot]
+            holdings[peer.host_id] = said.ready[slot]
+        wanted.append(target(rule, weights, holdings)[own_id])
+    return wanted
+
+
+def _take(state: State) -> bool:
+    """Take what nobody else holds any more; True when the whole target is held."""
+    complete = True
+    embargo = state.now_ms < state.embargo_until_ms
+    for slot, wanted in enumerate(state.target or ()):
+        missing = wanted & ~state.current[slot]
+        if not missing:
+            continue
+        if not embargo:
+            held = 0
+            for peer in state.view.values():
+                held |= peer.statement.current[slot]
+            state.hold(slot, state.current[slot] | (missing & ~held))
+            missing &= held
+        if missing:
+            complete = False
+    return complete
+
+
+def _converged(state: State) -> None:
+    state.newcomer = False
+    state.convergence_count += 1
+    state.last_converged_ms = state.now_ms
+    enter(state, "all-settled", "all members hold their target")
+    is_default = state.default_host_id == state.config.host_id
+    hosts = ", ".join(str(host) for host in state.members)
+    state.log(
+        "converged",
+        Severity.INFO,
+        f"Host {state.config.host_id} converged{' as DEFAULT' if is_default else ''} "
+        f"with host(s) {hosts}.",
+        members=list(state.members),
+        default=is_default,
+    )

@@ -1,0 +1,173 @@
+"""What leaves the machine: maps to install, leases, frames, and the answer to a query."""
+
+from convergence import lease, orphans
+from convergence.auth import sign
+from convergence.events import (
+    HostState,
+    LeaseRenewed,
+    MapsChanged,
+    MemberStatus,
+    SendFrame,
+    Status,
+)
+from convergence.heartbeat import (
+    AGE_NONE,
+    AGE_UNITS,
+    Heartbeat,
+    Statement,
+    address,
+    encode,
+    pack_statement,
+)
+from convergence.heartbeat import DRAINING as DRAINING_FLAG
+from convergence.rules import HOST_ID_MAX
+from convergence.state import TRIGGER_GAP_MS, Phase, Stage, State
+
+_NO_AGES = bytes((AGE_NONE,)) * HOST_ID_MAX
+
+
+def finish(state: State) -> None:
+    """After every input: first what must be installed, then what must be said."""
+    if state.orphans_stale:
+        orphans.recompute(state)
+    _install(state)
+    if state.stage is Stage.STOPPED:
+        return
+    due = state.now_ms >= state.next_send_ms
+    if due or (state.urgent and state.now_ms - state.last_send_ms >= TRIGGER_GAP_MS):
+        send(state)
+
+
+def _install(state: State) -> None:
+    stopped = state.stage is Stage.STOPPED
+    maps = (tuple(state.current), tuple(state.orphan), state.stage is Stage.DRAINING)
+    until_ms = state.now_ms if stopped else lease.valid_until_ms(state)
+    if maps != state.installed:
+        state.installed = maps
+        state.installed_until_ms = until_ms
+        state.outputs.append(MapsChanged(maps[0], maps[1], maps[2], until_ms))
+    elif not stopped and (
+        until_ms < state.installed_until_ms
+        or until_ms - state.installed_until_ms >= state.period_ms // 2
+    ):
+        state.installed_until_ms = until_ms
+        state.outputs.append(LeaseRenewed(until_ms))
+
+
+def send(state: State) -> None:
+    """Send my frame now, and again one period later at the latest."""
+    statement = state.statement
+    if statement is None:
+        statement = state.statement = pack_statement(_statement(state))
+    state.sequence += 1
+    ages = bytearray(_NO_AGES)
+    tags = bytearray(HOST_ID_MAX)
+    now_ms, death_ms = state.now_ms, state.death_ms
+    for peer in state.heard.primary.values():
+        age_ms = now_ms - peer.received_ms
+        if age_ms < death_ms:
+            ages[peer.index] = age_ms * AGE_UNITS // death_ms
+            tags[peer.index] = peer.tag
+    other = state.duplicate
+    if other is not None and now_ms - other.received_ms < death_ms:
+        ages[state.index] = (now_ms - other.received_ms) * AGE_UNITS // death_ms
+        tags[state.index] = other.tag
+    key = state.config.key
+    heartbeat = Heartbeat(statement, state.sequence, bytes(ages), bytes(tags), key.id if key else 0)
+    payload = encode(heartbeat)
+    state.outputs.append(SendFrame(sign(payload, key) if key else payload))
+    lease.note_sent(state)
+    state.urgent = False
+    state.last_send_ms = now_ms
+    state.next_send_ms = now_ms + state.period_ms
+
+
+def _statement(state: State) -> Statement:
+    nothing = (0,) * len(state.rules)
+    return Statement(
+        host_id=state.config.host_id,
+        cluster_ip_address=state.cluster_ip,
+        dedicated_ip_address=state.config.dedicated_ip_address.packed,
+        host_code=state.code,
+        default_host_id=state.default_host_id or state.config.host_id,
+        rule_codes=state.rule_codes,
+        current=tuple(state.current),
+        new=tuple(state.target) if state.target is not None else nothing,
+        idle=tuple(state.idle),
+        ready=tuple(state.ready) if state.ready is not None else nothing,
+        weights=state.weights(),
+        phase=state.phase,
+        flags=state.flags,
+        generation=state.generation,
+        view=state.others | state.bit,
+        view_digest=state.view_digest,
+        config_digest=state.config.config_digest,
+    )
+
+
+def next_deadline_ms(state: State) -> int:
+    """When the machine wants a Tick at the latest."""
+    if state.stage is Stage.STOPPED:
+        return state.now_ms + state.death_ms
+    deadline = min(state.next_send_ms, state.expiry_ms)
+    if state.urgent:
+        deadline = min(deadline, state.last_send_ms + TRIGGER_GAP_MS)
+    if state.embargo_until_ms > state.now_ms:
+        deadline = min(deadline, state.embargo_until_ms)
+    if state.stage in (Stage.STOPPING, Stage.LEAVING):
+        deadline = min(deadline, state.stop_by_ms)
+    return max(deadline, state.now_ms)
+
+
+def status(state: State, now_ms: int) -> Status:
+    """All that a query shows."""
+    members: list[MemberStatus] = []
+    if state.stage is not Stage.STOPPED:
+        members.append(
+            MemberStatus(
+                state.config.host_id,
+                state.code,
+                state.config.dedicated_ip_address,
+                state.phase.label,
+                state.draining,
+                0,
+                state.weights(),
+                tuple(state.current),
+            )
+        )
+    for peer in state.view.values():
+        said = peer.statement
+        members.append(
+            MemberStatus(
+                peer.host_id,
+                peer.code,
+                address(said.dedicated_ip_address),
+                Phase(said.phase).label,
+                bool(said.flags & DRAINING_FLAG),
+                now_ms - peer.received_ms,
+                said.weights,
+                said.current,
+            )
+        )
+    members.sort(key=lambda member: member.host_id)
+    return Status(
+        state.config.host_id,
+        _host_state(state),
+        state.phase.label,
+        state.generation,
+        state.default_host_id,
+        tuple(members),
+        state.convergence_count,
+        state.last_converged_ms,
+        tuple(state.history),
+        tuple(rule.value for rule in state.rule_states),
+        state.installed_until_ms,
+    )
+
+
+def _host_state(state: State) -> HostState:
+    if state.stage is Stage.STOPPED:
+        return HostState.STOPPED
+    if state.stage is not Stage.STARTED:
+        return HostState.DRAINING
+    return HostState.CONVERGED if state.phase is Phase.CONVERGED else HostState.CONVERGING
