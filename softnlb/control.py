@@ -248,19 +248,19 @@ def is_live(path: Path) -> bool:
     return True
 
 
-def call(path: Path, verb: str, /, *, timeout_s: float = 10.0, **args: Any) -> Result:
+def call(path: Path, verb: str, /, *, answer_within_s: float = 10.0, **args: Any) -> Result:
     """Ask the agent at ``path`` and return the result of its answer.
 
     Raises NotRunningError when nobody listens, MachineError without the permission to ask, and
     what the agent refused as the SoftnlbError with the exit code that it gave.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        # With settimeout a busy agent's full queue would refuse at once instead of in timeout_s.
-        timeval = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1_000_000))
+        # With settimeout a busy agent's full queue would refuse at once instead of waiting.
+        timeval = struct.pack("@ll", int(answer_within_s), int(answer_within_s % 1 * 1_000_000))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
         try:
             connection.connect(str(path))
-            connection.settimeout(timeout_s)
+            connection.settimeout(answer_within_s)
             connection.sendall(json.dumps({"verb": verb, **args}, default=str).encode() + b"\n")
             with connection.makefile("rb") as lines:
                 answer = lines.readline()
@@ -270,7 +270,7 @@ def call(path: Path, verb: str, /, *, timeout_s: float = 10.0, **args: Any) -> R
             ) from error
         except (TimeoutError, BlockingIOError) as error:
             raise SoftnlbError(
-                f"The agent of {path.stem} does not answer within {timeout_s:g} s."
+                f"The agent of {path.stem} does not answer within {answer_within_s:g} s."
             ) from error
         except OSError as error:
             raise NotRunningError(f"The agent of {path.stem} is not running.") from error

@@ -23,7 +23,7 @@ Report = Callable[[int, float], None]
 ENDED = ("stopped", "suspended")
 
 
-def wait_until_stopped(path: Path, quiet: bool = False, poll_s: float = POLL_S) -> Result:
+def wait_until_stopped(path: Path, quiet: bool = False) -> Result:
     """Poll the agent until its host is stopped, showing what it still serves (on stderr).
 
     Returns {"state", "message"}.  Raises SoftnlbError when the host was started again meanwhile,
@@ -38,7 +38,7 @@ def wait_until_stopped(path: Path, quiet: bool = False, poll_s: float = POLL_S) 
             if left["state"] == "converged":
                 raise SoftnlbError(f"{path.stem} was started again: it is {left['state']}.")
             report(left["connections"], left["longest_idle_s"])
-            time.sleep(poll_s)
+            time.sleep(POLL_S)
     waited_s = time.monotonic() - began_s
     return {"state": left["state"], "message": f"the host stopped after {waited_s:.1f} s"}
 

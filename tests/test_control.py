@@ -192,7 +192,7 @@ def test_an_agent_that_is_stopped_in_its_tracks_counts_as_live(path):
     with pytest.raises(SoftnlbError, match="Another agent"):
         ControlServer(path, echo)
     with pytest.raises(SoftnlbError, match="does not answer within") as caught:
-        call(path, "query", timeout_s=0.05)
+        call(path, "query", answer_within_s=0.05)
     assert caught.value.exit_code == 1
     server.close()
 
@@ -208,7 +208,7 @@ def test_a_caller_waits_for_room_in_the_queue_of_a_busy_agent(path):
             break
     assert is_live(path)
     with pytest.raises(SoftnlbError, match="does not answer within") as caught:
-        call(path, "query", timeout_s=0.05)
+        call(path, "query", answer_within_s=0.05)
     assert caught.value.exit_code == 1
     for client in waiting:
         client.close()
