@@ -91,6 +91,11 @@ class NfqueuePlane:
         """A descriptor that becomes readable when the verdict process ends."""
         return self._attached()[1].fileno()
 
+    @property
+    def process_id(self) -> int:
+        """Of the process that gives the verdicts."""
+        return self._attached()[1].pid
+
     def detach(self) -> None:
         """Remove every trace of this plane.  Safe to call twice."""
         if self._process is not None:

@@ -179,12 +179,12 @@ def verdict_callback(
                 table, stamp = replace(fresh, valid_until_ms=present[1]), present
         assert table is not None
         decision = decide(table, flow, sockets, clock)
+        row = 0 if decision.slot is None else decision.slot + 1
+        words[_COUNTERS + row * width + _ROW[decision.reason]] += 1
         if decision.verdict is Verdict.DROP:
             packet.drop()
         else:
             packet.accept()
-        row = 0 if decision.slot is None else decision.slot + 1
-        words[_COUNTERS + row * width + _ROW[decision.reason]] += 1
         words[_PACKETS] += 1
 
     return verdict
