@@ -12,7 +12,6 @@ from softnlb import __version__
 from softnlb.cli_explain import explain
 from softnlb.cli_more import agent, cleanup, config, doctor, lab
 from softnlb.cli_verbs import VERBS
-from softnlb.config import ConfigError
 from softnlb.errors import SoftnlbError
 
 EXIT_STATUS = """
@@ -84,7 +83,8 @@ def _fail(
     hint: str | None,
     error: SoftnlbError | None = None,
 ) -> int:
-    prefix = "" if isinstance(error, ConfigError) else "softnlb: "  # its lines begin with the file
+    problems = getattr(error, "problems", None)  # a ConfigError; its lines begin with the file
+    prefix = "softnlb: " if problems is None else ""
     click.echo(f"{prefix}{sentence}", err=True)
     own_args = args[: args.index("--")] if "--" in args else args
     if "--json" in own_args:
@@ -93,7 +93,7 @@ def _fail(
         from softnlb.cli_common import print_json
 
         document: dict[str, object] = {"error": sentence, "exit_code": exit_code, "hint": hint}
-        if isinstance(error, ConfigError):
-            document["problems"] = [asdict(problem) for problem in error.problems]
+        if problems is not None:
+            document["problems"] = [asdict(problem) for problem in problems]
         print_json(document)
     return exit_code

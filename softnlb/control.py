@@ -6,6 +6,8 @@ ask; whatever a client sends is answered with an error or with what it asked for
 the agent.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os
@@ -14,13 +16,14 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softnlb.config import ClusterConfig
 from softnlb.errors import MachineError, NotRunningError, SoftnlbError, UsageError
+
+if TYPE_CHECKING:
+    from softnlb.config import ClusterConfig
 
 LINE_MAX_BYTES = 64 * 1024
 CLIENTS_MAX = 32
@@ -50,8 +53,7 @@ def socket_path(config: ClusterConfig) -> Path:
 # ---------------------------------------------------------------- the agent's end
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(NamedTuple):
     """Who asks, as the kernel says (SO_PEERCRED)."""
 
     pid: int
