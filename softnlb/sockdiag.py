@@ -80,13 +80,16 @@ class SockDiag:
 
     def tcp_state(self, flow: Flow) -> str | None:
         """The kernel's name of the state; LISTEN when only a listener is there, None without."""
-        number = self._state(flow, TCP)
+        ends = (flow.destination_port, flow.source_port, flow.destination, flow.source)
+        number = self._state(TCP, ends)
         return None if number is None else TCP_STATES[number]
 
     def udp_connected(self, flow: Flow) -> bool:
         """True when the datagram's socket is connected to its sender."""
-        state = self._state(flow, UDP)
-        return state is not None and TCP_STATES[state] == "ESTABLISHED"
+        # udp_diag takes the ends the other way round, as they stand in the packet.
+        ends = (flow.source_port, flow.destination_port, flow.source, flow.destination)
+        number = self._state(UDP, ends)
+        return number is not None and TCP_STATES[number] == "ESTABLISHED"
 
     def acknowledges_syn_ack(self, flow: Flow) -> bool:
         """Never known here: sock_diag tells no initial sequence number."""
@@ -99,12 +102,12 @@ class SockDiag:
     def close(self) -> None:
         self._socket.close()
 
-    def _state(self, flow: Flow, protocol: int) -> int | None:
-        family = socket.AF_INET if len(flow.source) == 4 else socket.AF_INET6
+    def _state(self, protocol: int, ends: tuple[int, int, bytes, bytes]) -> int | None:
+        family = socket.AF_INET if len(ends[2]) == 4 else socket.AF_INET6
         self._socket.send(
             _NLMSG.pack(72, _BY_FAMILY, _REQUEST, 0, 0)
             + _REQUEST_HEAD.pack(family, protocol, 0, 0xFFFF_FFFF)
-            + _ID.pack(flow.destination_port, flow.source_port, flow.destination, flow.source)
+            + _ID.pack(*ends)
             + self._tail
         )
         answer = self._socket.recv(4096)

@@ -120,6 +120,14 @@ class Bench:
         self.listener.bind((address, port))
         self.listener.listen()
 
+    def listen_dual_stack(self, port: int = PORT) -> None:
+        """As ``listen``, on an IPv6 socket that takes IPv4 clients."""
+        self.listener = self.host.call(socket.socket, socket.AF_INET6)
+        self.listener.settimeout(5)
+        self._sockets.append(self.listener)
+        self.listener.bind(("::", port))
+        self.listener.listen()
+
     def accept(self) -> socket.socket:
         accepted, _ = self.listener.accept()
         accepted.settimeout(5)
@@ -196,3 +204,16 @@ class Wire:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def handshake(bench: Bench, sport: int) -> tuple[socket.socket, int]:
+    """A connection of the stranger's: the host's end, and what the stranger has to acknowledge.
+
+    The stranger's next sequence number is 101.
+    """
+    bench.wire.tcp("S", sport, seq=100)
+    syn_ack = bench.wire.answer(sport)
+    assert syn_ack is not None
+    acknowledgment = syn_ack[TCP].seq + 1
+    bench.wire.tcp("A", sport, seq=101, ack=acknowledgment)
+    return bench.accept(), acknowledgment

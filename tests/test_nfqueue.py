@@ -18,7 +18,7 @@ from softnlb.errors import DataPlaneUnavailable, SoftnlbError
 from softnlb.filter import NoSockets, decide
 from softnlb.packet import flow_from_text
 from tests.netns import wait_for
-from tests.plane import PORT, STRANGER, VIP, Bench, inside
+from tests.plane import PORT, STRANGER, VIP, Bench, handshake, inside
 
 RST = 0x04
 IP_RECVERR = 11
@@ -29,19 +29,6 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.close()
-
-
-def handshake(bench: Bench, sport: int) -> tuple[socket.socket, int]:
-    """A connection of the stranger's: the host's end, and what the stranger has to acknowledge.
-
-    The stranger's next sequence number is 101.
-    """
-    bench.wire.tcp("S", sport, seq=100)
-    syn_ack = bench.wire.answer(sport)
-    assert syn_ack is not None
-    acknowledgment = syn_ack[TCP].seq + 1
-    bench.wire.tcp("A", sport, seq=101, ack=acknowledgment)
-    return bench.accept(), acknowledgment
 
 
 # ---------------------------------------------------------------- new connections
