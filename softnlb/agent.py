@@ -13,9 +13,9 @@ import socket
 import sys
 import time
 from collections import deque
-from ipaddress import IPv4Address
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from convergence.events import (
     Command,
@@ -34,7 +34,7 @@ from convergence.events import (
     Severity,
     Tick,
 )
-from convergence.machine import HostConfig, Machine
+from convergence.machine import Machine
 from softnlb import sockdiag, state
 from softnlb.answers import Answers
 from softnlb.arp_probe import ArpProbe
@@ -44,7 +44,7 @@ from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
 from softnlb.planes import choose
 from softnlb.scanner import Scan, Scanner
-from softnlb.serving import Serving, table_of
+from softnlb.serving import Serving, host_config, table_of
 
 log = logging.getLogger("softnlb")
 
@@ -64,22 +64,6 @@ def boot_ms() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
-def host_config(config: ClusterConfig) -> HostConfig:
-    """What the convergence machine needs of a configuration."""
-    return HostConfig(
-        host_id=config.host_id,
-        cluster_ip_address=IPv4Address(config.cluster_ip_addresses[0].ip),
-        dedicated_ip_address=IPv4Address(config.dedicated_ip_address.ip),
-        period_ms=config.alive_message_period_ms,
-        tolerance=config.alive_message_tolerance,
-        rules=config.port_rules,
-        load_weights=config.load_weights,
-        handling_priorities=config.handling_priorities,
-        config_digest=config.digest,
-        key=config.keys[0] if config.keys else None,
-    )
-
-
 class Agent:
     """One host of one cluster."""
 
@@ -93,9 +77,10 @@ class Agent:
         self.machine = Machine(host_config(config), boot_ms())
         self.scan: Scan | None = None
         self._drain_deadline_ms: int | None = None
-        self._drain_began_ms = 0
+        self._drain_began_ms: int | None = None
         self._next_scan_ms = 0
         self._running = True
+        self._watched: tuple[int, ...] = ()
         self._restart = False
         self._loop = selectors.DefaultSelector()
         self._scanner = Scanner()
@@ -207,17 +192,25 @@ class Agent:
         serving = self.serving
         if serving is None or not serving.disturbed(monitor):
             return
-        if serving.intact():
+        self._look_after()
+
+    def _look_after(self) -> None:
+        """Put back what somebody else took away; leave the cluster when that fails."""
+        serving = self.serving
+        if serving is None or serving.intact():
             return
         self.tell(
             LogEvent("repair", Severity.WARNING, "Somebody removed a piece of ours; repairing it.")
         )
+        self._unwatch()
         try:
             serving.repair()
         except (SoftnlbError, OSError) as error:
             text = f"Repair failed, this host leaves the cluster: {error}"
             self.tell(LogEvent("repair-failed", Severity.ERROR, text))
             self.stop()
+        else:
+            self._watch(serving)
 
     def _scanned(self) -> None:
         for scan in self._scanner.results():
@@ -244,14 +237,17 @@ class Agent:
             self.step(HostProbed(now_ms, host_id, probe.host_code, gone))
 
     def _advance_drain(self, now_ms: int) -> None:
+        began_ms = self._drain_began_ms
+        if began_ms is None:
+            return
         if self._state() != HostState.DRAINING:
-            self._drain_deadline_ms = None
+            self._drain_began_ms = self._drain_deadline_ms = None
             return
         late = self._drain_deadline_ms is not None and now_ms >= self._drain_deadline_ms
         scan = self.scan
-        empty = scan is not None and scan.began_ms > self._drain_began_ms and scan.connections == 0
+        empty = scan is not None and scan.began_ms > began_ms and scan.connections == 0
         if late or empty:
-            self._drain_deadline_ms = None
+            self._drain_began_ms = self._drain_deadline_ms = None
             self.step(CommandReceived(now_ms, Command.DRAIN_COMPLETE))
 
     # ------------------------------------------------------------ what operators ask for
@@ -264,17 +260,13 @@ class Agent:
             serving = Serving(self.config, plane, self.directory)
             serving.start()
             self.serving = serving
-            if serving.heartbeats is not None:
-                self._loop.register(serving.heartbeats, selectors.EVENT_READ, self._frames)
-            for monitor in serving.monitors():
-                self._loop.register(
-                    monitor, selectors.EVENT_READ, lambda m=monitor: self._changed_by_others(m)
-                )
+            self._watch(serving)
         code = secrets.randbits(32)
         self.step(CommandReceived(now_ms, Command.START, host_code=code, force=force))
 
     def stop(self) -> None:
         """Hand everything over and leave."""
+        self._drain_began_ms = self._drain_deadline_ms = None
         self.step(CommandReceived(boot_ms(), Command.STOP))
 
     def drainstop(self, timeout_s: float | None) -> None:
@@ -326,10 +318,7 @@ class Agent:
         if serving is None:
             return
         self.serving = None
-        if serving.heartbeats is not None:
-            self._loop.unregister(serving.heartbeats)
-        for monitor in serving.monitors():
-            self._loop.unregister(monitor)
+        self._unwatch()
         for probe in self._probes.values():
             self._loop.unregister(probe)
             probe.close()
@@ -339,6 +328,24 @@ class Agent:
             self._restart = False
             self.machine = Machine(host_config(self.config), boot_ms())
             self.start()
+
+    def _watch(self, serving: Serving) -> None:
+        """Wake for heartbeats, for changes that others make, for the end of the data plane."""
+        handlers: dict[int, Callable[[], None]] = {}
+        if serving.heartbeats is not None:
+            handlers[serving.heartbeats.fileno()] = self._frames
+        for monitor in serving.monitors():
+            handlers[monitor.fileno()] = partial(self._changed_by_others, monitor)
+        if (plane_end := serving.plane_fileno()) is not None:
+            handlers[plane_end] = self._look_after
+        for descriptor, handler in handlers.items():
+            self._loop.register(descriptor, selectors.EVENT_READ, handler)
+        self._watched = tuple(handlers)
+
+    def _unwatch(self) -> None:
+        for descriptor in self._watched:
+            self._loop.unregister(descriptor)
+        self._watched = ()
 
     def remember(self, name: str) -> None:
         """Keep the operator's state over a restart of the agent."""
@@ -358,28 +365,6 @@ class Agent:
         """Connections as a drain counts them, and the longest idle time in seconds."""
         addresses = tuple(address.ip for address in self.config.cluster_ip_addresses)
         return sockdiag.count_connections(addresses)
-
-    def describe(self) -> dict[str, Any]:
-        """The parameters in force, NLB's names where NLB has one."""
-        config = self.config
-        return {
-            "cluster_ip_address": str(config.cluster_ip_addresses[0].ip),
-            "cluster_ip_addresses": [str(address) for address in config.cluster_ip_addresses],
-            "mode": str(config.mode),
-            "host_id": config.host_id,
-            "dedicated_ip_address": str(config.dedicated_ip_address),
-            "interface": config.interface,
-            "alive_message_period_ms": config.alive_message_period_ms,
-            "alive_message_tolerance": config.alive_message_tolerance,
-            "hash_seed": config.hash_seed,
-            "filter_icmp": config.filter_icmp,
-            "initial_state": config.initial_state,
-            "retain_suspended": config.retain_suspended,
-            "data_plane": self.data_plane,
-            "authentication": "hmac-sha256" if config.keys else "none",
-            "configuration_digest": config.digest.hex(),
-            "configuration_file": str(config.path),
-        }
 
     def tell(self, event: LogEvent) -> None:
         """Log an event and keep it for `softnlb display`."""

@@ -77,8 +77,27 @@ class Answers:
         }
 
     def do_params(self, _: dict[str, Any]) -> dict[str, Any]:
-        """The parameters in force."""
-        return self._agent.describe()
+        """The parameters in force, NLB's names where NLB has one."""
+        agent = self._agent
+        config = agent.config
+        return {
+            "cluster_ip_address": str(config.cluster_ip_addresses[0].ip),
+            "cluster_ip_addresses": [str(address) for address in config.cluster_ip_addresses],
+            "mode": str(config.mode),
+            "host_id": config.host_id,
+            "dedicated_ip_address": str(config.dedicated_ip_address),
+            "interface": config.interface,
+            "alive_message_period_ms": config.alive_message_period_ms,
+            "alive_message_tolerance": config.alive_message_tolerance,
+            "hash_seed": config.hash_seed,
+            "filter_icmp": config.filter_icmp,
+            "initial_state": config.initial_state,
+            "retain_suspended": config.retain_suspended,
+            "data_plane": agent.data_plane,
+            "authentication": "hmac-sha256" if config.keys else "none",
+            "configuration_digest": config.digest.hex(),
+            "configuration_file": str(config.path),
+        }
 
     def do_display(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Everything: parameters, state, history, events, counters."""
@@ -101,7 +120,13 @@ class Answers:
                 for line in status.history
             ],
             "events": [
-                {"time": at, "name": e.name, "severity": str(e.severity), "text": e.text, **e.fields}
+                {
+                    "time": at,
+                    "name": e.name,
+                    "severity": str(e.severity),
+                    "text": e.text,
+                    **e.fields,
+                }
                 for at, e in self._agent.events
             ],
             "counters": self._counters(),

@@ -32,5 +32,8 @@ class DataPlane(Protocol):
     def intact(self) -> bool:
         """False when a piece of this plane was removed by somebody else."""
 
+    def fileno(self) -> int | None:
+        """A descriptor that becomes readable when the plane fails, None when it cannot."""
+
     def detach(self) -> None:
         """Remove every trace of this plane.  Safe to call twice."""

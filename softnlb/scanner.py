@@ -5,8 +5,8 @@ import queue
 import threading
 from dataclasses import dataclass
 
-from softnlb import sockdiag
 from softnlb.filter import FilterTable
+from softnlb.sockdiag import count_connections, idle_maps, syn_cookies_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Scanner:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wanted: queue.SimpleQueue[tuple[FilterTable, int] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Scan] = queue.SimpleQueue()
-        self._cookies = sockdiag.syn_cookies_sent()
+        self._cookies = syn_cookies_sent()
         self._cookie_ms: int | None = None
         self._busy = False
         self._thread = threading.Thread(target=self._work, name="socket-scan", daemon=True)
@@ -74,9 +74,9 @@ class Scanner:
             os.write(self._write, b".")
 
     def _scan(self, table: FilterTable, now_ms: int) -> Scan:
-        cookies = sockdiag.syn_cookies_sent()
+        cookies = syn_cookies_sent()
         if cookies != self._cookies:
             self._cookies, self._cookie_ms = cookies, now_ms
-        connections, longest_idle_s = sockdiag.count_connections(table.cluster_ip_addresses)
-        idle = sockdiag.idle_maps(table)
+        connections, longest_idle_s = count_connections(table.cluster_ip_addresses)
+        idle = idle_maps(table)
         return Scan(now_ms, idle, self._cookie_ms, connections, longest_idle_s)

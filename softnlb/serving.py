@@ -4,10 +4,14 @@ The order is the safety: the cluster IP addresses come last and go first, so tha
 reaches a stack whose filter is missing.
 """
 
+import socket
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from convergence.events import MapsChanged
+from convergence.machine import HostConfig
 from modes import plan_link
+from modes.plan import LinkPlan
 from softnlb.config import ClusterConfig
 from softnlb.dataplane import DataPlane
 from softnlb.filter import FilterRule, FilterTable
@@ -19,18 +23,12 @@ class Serving:
     """One started period of a host."""
 
     def __init__(self, config: ClusterConfig, plane: DataPlane, directory: Path) -> None:
-        self.plan = plan_link(
-            config.mode,
-            config.interface,
-            config.host_id,
-            config.cluster_ip_addresses,
-        )
+        self.plan = link_plan(config)
         self._config = config
         self._plane = plane
         self._link = Link(self.plan, directory / "link.json")
         self.table = table_of(config, None)
         self.heartbeats: HeartbeatSocket | None = None
-        self.monitors = self._link.monitors
 
     def start(self) -> None:
         """Build everything, the cluster IP addresses last; on failure nothing is left behind."""
@@ -67,6 +65,18 @@ class Serving:
         """Extend the lease of the installed maps."""
         self._plane.renew(valid_until_ms)
 
+    def monitors(self) -> tuple[socket.socket, ...]:
+        """Readable when anybody changes the network of this host; then ask ``disturbed``."""
+        return self._link.monitors()
+
+    def disturbed(self, monitor: socket.socket) -> bool:
+        """Read what a monitor heard: could it concern us?"""
+        return self._link.disturbed(monitor)
+
+    def plane_fileno(self) -> int | None:
+        """A descriptor that becomes readable when the data plane's own process ends."""
+        return self._plane.fileno()
+
     def intact(self) -> bool:
         """False when somebody removed a piece of the link or of the plane."""
         return self._link.intact() and self._plane.intact()
@@ -90,6 +100,11 @@ class Serving:
         return self._plane.counters()
 
 
+def link_plan(config: ClusterConfig) -> LinkPlan:
+    """What the mode wants of the cluster interface."""
+    return plan_link(config.mode, config.interface, config.host_id, config.cluster_ip_addresses)
+
+
 def table_of(
     config: ClusterConfig, maps: MapsChanged | None, rule_states: tuple[str, ...] = ()
 ) -> FilterTable:
@@ -102,7 +117,7 @@ def table_of(
     addresses = tuple(interface.ip for interface in config.cluster_ip_addresses)
     return FilterTable(
         interface=config.interface,
-        cluster_mac=ip2mac_bytes(config),
+        cluster_mac=link_plan(config).cluster_mac,
         cluster_ip_addresses=addresses,
         local_ip_addresses=(*addresses, config.dedicated_ip_address.ip),
         hash_seed=config.hash_seed,
@@ -114,4 +129,20 @@ def table_of(
         draining=maps.draining if maps else False,
         filter_icmp=config.filter_icmp,
         remote_control_port=config.remote_control_port,
+    )
+
+
+def host_config(config: ClusterConfig) -> HostConfig:
+    """What the convergence machine needs of a configuration."""
+    return HostConfig(
+        host_id=config.host_id,
+        cluster_ip_address=IPv4Address(config.cluster_ip_addresses[0].ip),
+        dedicated_ip_address=IPv4Address(config.dedicated_ip_address.ip),
+        period_ms=config.alive_message_period_ms,
+        tolerance=config.alive_message_tolerance,
+        rules=config.port_rules,
+        load_weights=config.load_weights,
+        handling_priorities=config.handling_priorities,
+        config_digest=config.digest,
+        key=config.keys[0] if config.keys else None,
     )
