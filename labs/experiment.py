@@ -2,6 +2,7 @@
 
 import os
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -148,7 +149,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Row], notes: 
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    # Off a terminal rich assumes 80 columns, too few for four modes side by side.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")

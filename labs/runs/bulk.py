@@ -1,0 +1,101 @@
+"""Bulk: throughput of one TCP connection through an accepting host, filter against no filter."""
+
+import random
+import socket
+import statistics
+import time
+from typing import Any
+
+import click
+
+from labs.experiment import lab_for, options, own_name, print_table
+from labs.handle import Channel, LabHandle
+from labs.load import SERVER
+from labs.topology import CLUSTER_IP_ADDRESS, CLUSTER_NETWORK, LabSpec
+from softnlb.cli_common import print_json
+from softnlb.errors import UsageError
+
+PAIRS, SECONDS = 9, 1.0
+PAIRS_MIN = 7
+RESAMPLES = 10_000
+CHUNK = bytes(1 << 18)
+
+LESSON = """\
+Upload of one client to one host, pairs interleaved so that both sides see the same machine.  The
+ratio is what the filter costs; the interval says how sure that is."""
+
+
+def upload(seconds: float) -> float:
+    """Bytes per second that one connection to the cluster carries.  Runs inside client1."""
+    with socket.create_connection(SERVER, timeout=10.0) as connection:
+        connection.sendall(b"GET /sink HTTP/1.1\r\n\r\n")
+        connection.recv(4096)
+        sent, began = 0, time.monotonic()
+        while (now := time.monotonic()) < began + seconds:
+            sent += connection.send(CHUNK)
+    return sent / (now - began)
+
+
+def _upload_in(lab: LabHandle, seconds: float) -> float:
+    def body(_: Channel) -> float:
+        return upload(seconds)
+
+    return float(lab.run("client1", body))
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """95 % interval of the median, by bootstrap."""
+    draw = random.Random(1)
+    medians = sorted(
+        statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES)
+    )
+    return medians[RESAMPLES // 40], medians[-RESAMPLES // 40]
+
+
+def measure(pairs: int, seconds: float, data_plane: str) -> dict[str, Any]:
+    """Two labs of one host, one with the agent and one with the bare address, in turn."""
+    filtered = LabSpec(name=own_name("bulk-filter"), hosts=1, timers="fast", data_plane=data_plane)
+    bare = LabSpec(name=own_name("bulk-bare"), hosts=1, agents=False)
+    address = f"{CLUSTER_IP_ADDRESS}/{CLUSTER_NETWORK.prefixlen}"
+    with lab_for(None, filtered) as one, lab_for(None, bare) as other:
+        other.output("host1", ["ip", "address", "add", address, "dev", "eth0"])
+        for lab in (one, other):
+            _upload_in(lab, seconds / 4)
+        measured = []
+        for number in range(pairs):
+            order = (one, other) if number % 2 else (other, one)
+            rates = {lab.name: _upload_in(lab, seconds) for lab in order}
+            measured.append((rates[one.name], rates[other.name]))
+    ratios = [with_filter / without for with_filter, without in measured]
+    low, high = interval(ratios)
+    return {
+        "data_plane": data_plane,
+        "pairs": pairs,
+        "filter_gbit_s": [round(a * 8e-9, 2) for a, _ in measured],
+        "no_filter_gbit_s": [round(b * 8e-9, 2) for _, b in measured],
+        "median_ratio": round(statistics.median(ratios), 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--pairs", default=PAIRS, show_default=True, help="At least 7.")
+@click.option("--seconds", default=SECONDS, show_default=True, help="Length of each upload.")
+@click.option("--data-plane", default="nfqueue", show_default=True)
+@options
+def command(name: str | None, as_json: bool, pairs: int, seconds: float, data_plane: str) -> None:
+    """Entry point of ``softnlb lab run bulk``."""
+    if name is not None:
+        raise UsageError("this experiment needs two labs of its own: leave --name out")
+    if pairs < PAIRS_MIN:
+        raise UsageError(f"--pairs {pairs}: fewer than {PAIRS_MIN} say nothing about the interval")
+    result = measure(pairs, seconds, data_plane)
+    if as_json:
+        print_json({"run": "bulk", **result})
+        return
+    both = zip(result["filter_gbit_s"], result["no_filter_gbit_s"], strict=True)
+    rows: list[tuple[object, ...]] = [(f"pair {n}", a, b) for n, (a, b) in enumerate(both, 1)]
+    low, high = result["interval_95"]
+    rows.append(("median ratio", f"{result['median_ratio']:.1%}", f"{low:.1%} to {high:.1%}"))
+    heads = ["Gbit/s", f"{data_plane} filter", "no filter"]
+    print_table("Bulk TCP through an accepting host", heads, rows, LESSON)

@@ -1,0 +1,118 @@
+"""Join, weight change and leave under load: which long connections survive."""
+
+from typing import Any
+
+import click
+
+from labs.experiment import (
+    ask_agent,
+    await_converged,
+    finish,
+    host_ids,
+    lab_for,
+    options,
+    own_name,
+    pause,
+    print_table,
+    traffic,
+    wait_until,
+    witness,
+)
+from labs.handle import LabHandle
+from labs.load import Result, Traffic
+from labs.topology import LabSpec
+from labs.witness import answered, twice
+from softnlb.cli_common import print_json
+
+HOLD, RATE, SETTLE_S = 200, 50.0, 1.5
+
+LESSON = """\
+A bucket moves, and the connections in it stay where they are: the old owner still knows their
+sockets, and it still receives every frame.  Only a host that stops without a drain takes its own
+connections with it."""
+
+
+def set_load_weight(lab: LabHandle, node: str, load_weight: int) -> None:
+    """Edit the configuration file of a host and reload it, as an operator would."""
+    script = f"s/^load_weight = .*/load_weight = {load_weight}/"
+    lab.output(node, ["sed", "-i", script, "/etc/softnlb/cluster.toml"])
+    ask_agent(lab, node, "reload")
+
+
+def _step(lab: LabHandle, name: str, leaver: int | None, change: Any, hold: int) -> dict[str, Any]:
+    """One change in the middle of traffic: what broke, and was anything answered twice."""
+    with witness(lab) as watching:
+        with traffic(lab, Traffic(hold=hold, rate=RATE)) as task:
+            pause(0.5)
+            change()
+            pause(SETTLE_S)
+            result: Result = finish(task)
+        records = answered(watching.stop())
+    allowed = 0 if leaver is None else len(result.broken(leaver))
+    return {
+        "change": name,
+        "long_connections": len(result.held),
+        "broken": len(result.broken()) - allowed,
+        "broken_of_the_host_that_stops": allowed,
+        "new_connections": len(result.new),
+        "new_connections_failed": len(result.failed()),
+        "answered_by_two_hosts": len(twice(records)),
+    }
+
+
+def measure(lab: LabHandle, hold: int = HOLD) -> list[dict[str, Any]]:
+    """The last host leaves before and joins under load; then a weight, then it stops."""
+    everybody = host_ids(lab.status(), "converged")
+    last, others = everybody[-1], everybody[:-1]
+    node = f"host{last}"
+    _stop(lab, last, others)
+
+    def join() -> None:
+        ask_agent(lab, node, "start", force=False)
+        await_converged(lab, everybody)
+
+    def weigh() -> None:
+        set_load_weight(lab, "host1", 100)
+        wait_until(
+            lambda: lab.status()["hosts"][0]["buckets"] > 60 // len(everybody),
+            10.0,
+            "host1 has more buckets",
+        )
+
+    return [
+        _step(lab, f"{node} joins", None, join, hold),
+        _step(lab, "host1: load weight 50 to 100", None, weigh, hold),
+        _step(lab, f"{node} stops without drain", last, lambda: _stop(lab, last, others), hold),
+    ]
+
+
+def _stop(lab: LabHandle, host_id: int, others: list[int]) -> None:
+    ask_agent(lab, f"host{host_id}", "stop")
+    await_converged(lab, others)
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """One row per change."""
+    columns = [
+        ("long connections", "long_connections"),
+        ("broken", "broken"),
+        ("broken, stopped host's own", "broken_of_the_host_that_stops"),
+        ("new connections", "new_connections"),
+        ("not answered", "new_connections_failed"),
+        ("answered twice", "answered_by_two_hosts"),
+    ]
+    rows = [(result["change"], *(result[key] for _, key in columns)) for result in results]
+    print_table("Changes under load", ["", *(head for head, _ in columns)], rows, LESSON)
+
+
+@click.command(help=__doc__)
+@options
+def command(name: str | None, as_json: bool) -> int:
+    """Entry point of ``softnlb lab run changes``."""
+    with lab_for(name, LabSpec(name=own_name("changes"), timers="fast")) as lab:
+        results = measure(lab)
+    if as_json:
+        print_json({"run": "changes", "changes": results})
+    else:
+        show(results)
+    return int(any(result["broken"] or result["answered_by_two_hosts"] for result in results))
