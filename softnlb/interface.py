@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from softnlb import netlink
+from softnlb.errors import MachineError
 
 _NEWLINK, _GETLINK, _SETLINK = 16, 18, 19
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
@@ -100,21 +101,32 @@ def secondary_macs(route: netlink.Netlink, interface: Interface) -> set[bytes]:
     """The unicast and multicast MAC addresses that the interface listens to besides its own."""
     found = set()
     for kind, body in route.dump(_GETNEIGH, _IFINFO.pack(_AF_BRIDGE, 0, 0, 0, 0)):
-        if kind == _NEWNEIGH and len(body) >= _NDMSG.size:
-            _family, index, _state, flags, _type = _NDMSG.unpack_from(body)
-            if index == interface.index and flags & _NTF_SELF:
-                found.add(netlink.attributes(body[_NDMSG.size :]).get(_NDA_LLADDR, b""))
+        if kind != _NEWNEIGH or len(body) < _NDMSG.size:
+            continue
+        # A bridge shows its own addresses without NTF_SELF, but under its own index.
+        if _NDMSG.unpack_from(body)[1] == interface.index:
+            found.add(netlink.attributes(body[_NDMSG.size :]).get(_NDA_LLADDR, b""))
     return found
 
 
 def add_secondary_mac(route: netlink.Netlink, interface: Interface, mac: bytes) -> None:
-    """As `bridge fdb add MAC dev INTERFACE self permanent`; no error when it is there."""
+    """As `bridge fdb add MAC dev INTERFACE self permanent`; no error when it is there.
+
+    Raises MachineError when the interface is of a kind that listens to one unicast address only.
+    """
     try:
         route.request(
             _NEWNEIGH, netlink.CREATE | netlink.EXCL, _secondary_mac(interface.index, mac)
         )
     except FileExistsError:
         return
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise MachineError(
+            f"{interface.name} cannot take a second MAC address, which unicast mode needs: "
+            "use a multicast mode, or another kind of interface"
+        ) from error
 
 
 def delete_secondary_mac(route: netlink.Netlink, interface: Interface, mac: bytes) -> None:

@@ -53,6 +53,10 @@ class Link:
                 self._nft = netlink.Netlink(netlink.NETFILTER)
                 self._sockets.callback(self._route.close)
                 self._sockets.callback(self._nft.close)
+                # Kept open: closing one takes the kernel a grace period of 10 ms.
+                self._announcer = self._sockets.enter_context(
+                    socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+                )
                 self._interface = self._find()
                 self._refuse_foreign_addresses()
                 self._monitors = Monitors(self._interface.index, self.plan.nft_tables)
@@ -124,13 +128,10 @@ class Link:
 
     def announce(self) -> None:
         """Gratuitous ARP with the cluster MAC, for caches that hold something else."""
-        with (
-            one_sentence(),
-            socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as sender,
-        ):
-            sender.bind((self.plan.interface, 0))
+        with one_sentence():
             for address in self._addresses:
-                sender.send(announcement(self._interface.mac, self.plan.cluster_mac, address))
+                frame = announcement(self._interface.mac, self.plan.cluster_mac, address)
+                self._announcer.sendto(frame, (self.plan.interface, 0))
 
     # ------------------------------------------------------------ down
 
