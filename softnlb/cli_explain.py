@@ -14,6 +14,8 @@ AFFINITIES = {
     "network": "client network, /24 or IPv6 /64: neighbours stay together",
 }
 
+DEFAULT = "no port rule covers the port: it goes to the default host"
+
 REASONS = {
     "owner": "this host owns the bucket and takes the connection",
     "not-mine": "this host sees the packet too, and leaves it to the owner",
@@ -106,7 +108,7 @@ def _human(flow: dict[str, str], result: Result) -> None:
     name, _, note = result["reason"].partition(" (")
     if result["rule"] is not None:
         key = " ".join(result["key"][at : at + 2] for at in range(0, len(result["key"]), 2))
-        _step("rule", result["rule"], "")
+        _step("rule", result["rule"], DEFAULT if result["rule"] == "default rule" else "")
         _step("key", key, AFFINITIES[result["affinity"]])
         _step("hash", str(result["hash"]), "murmur3 of the key; every host computes the same")
         _step("bucket", str(result["bucket"]), f"{result['hash']} mod 60")

@@ -6,6 +6,7 @@ plain text, which is also what scripts without --json get.
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -126,7 +127,8 @@ def display(result: Result) -> None:
     if result["events"]:
         _section("Events, the newest last")
         for event in result["events"]:
-            click.echo(f"{event['severity']:8}{event['text']}")
+            clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+            click.echo(f"{clock}  {event['severity']:<8} {event['text']}")
 
 
 def _section(title: str) -> None:

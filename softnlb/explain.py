@@ -50,7 +50,7 @@ UNKNOWN_OWNER = "ownership depends on history: ask a running host, or name the l
 def rule_text(rule: PortRule) -> str:
     """A port rule as one short text: "all:80/tcp multiple hosts, affinity none"."""
     if rule is DEFAULT_RULE:  # a rule of the user may have the same fields and is another one
-        return "default rule (what no port rule covers goes to the default host)"
+        return "default rule"
     start, end = rule.start_port, rule.end_port
     ports = str(start) if start == end else f"{start}-{end}"
     text = f"{rule.cluster_ip_address or 'all'}:{ports}/{_PROTOCOLS[rule.protocol]}"
