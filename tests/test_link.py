@@ -200,6 +200,7 @@ def test_a_bridge_can_be_the_cluster_interface(pair: Cluster) -> None:
         "ip link add br0 type bridge mcast_snooping 0; ip address flush dev eth0; "
         "ip link set eth0 master br0; ip address add 10.1.0.1/24 dev br0; ip link set br0 up"
     )
+    wait_for(lambda: "state UP" in host.run("ip link show br0"))
     before = settled_network(host)
     link = pair.links[0] = pair.link(1, "br0")
     host.call(link.apply)
