@@ -1,14 +1,18 @@
 """The agents of the lab's hosts: forked from the warm supervisor, asked through their sockets."""
 
 import os
+import pickle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labs.node import NodeProcess
-from labs.process import MachineProc, Process, enter_node, fork
+from labs.process import MachineProc, Process, enter_node, fork, redirect_output
 from labs.topology import CLUSTER_IP_ADDRESS, LabSpec, cluster_toml
 from softnlb.control import call
 from softnlb.errors import NotRunningError, SoftnlbError
+
+if TYPE_CHECKING:
+    from softnlb.config import ClusterConfig
 
 CONFIG = Path("/etc/softnlb/cluster.toml")
 LOG = Path("/run/softnlb/agent.log")
@@ -16,22 +20,51 @@ LOG = Path("/run/softnlb/agent.log")
 ASK_TIMEOUT_S = 1.0
 
 
-def start_agent(spec: LabSpec, host: NodeProcess, proc: MachineProc) -> Process:
-    """Start the agent of a host in its node, with a configuration file of its own."""
-    host_id = host.node.host_id
-    if host_id is None:
-        raise SoftnlbError(f"{host.node.name} is not a host")
+def load_configs(
+    spec: LabSpec, hosts: list[NodeProcess], proc: MachineProc
+) -> dict[str, "ClusterConfig"]:
+    """Write the configuration file of each host into its node, where none is, and read it.
+
+    One child reads all of them, so that what it takes to check a file is loaded once and never
+    stays in the memory of an agent.
+    """
+    read_end, write_end = os.pipe()
+
+    def read() -> None:
+        from softnlb.config import load
+
+        configs = {}
+        for host in hosts:
+            enter_node(host.pid)
+            os.chdir("/")
+            if not CONFIG.exists():
+                CONFIG.write_text(cluster_toml(spec, host.node.host_id or 0))
+            configs[host.node.name] = load(CONFIG)
+        with os.fdopen(write_end, "wb") as pipe:
+            pickle.dump(configs, pipe)
+
+    child = fork("lab:config", proc, read, log=None)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child.pid, 0)
+    child.ended = True
+    if not answer:
+        raise SoftnlbError("the configuration of the hosts could not be read")
+    configs: dict[str, ClusterConfig] = pickle.loads(answer)
+    return configs
+
+
+def start_agent(config: "ClusterConfig", host: NodeProcess, proc: MachineProc) -> Process:
+    """Start the agent of a host in its node."""
 
     def body() -> int:
         enter_node(host.pid)
         os.chdir("/")
-        if not CONFIG.exists():
-            CONFIG.write_text(cluster_toml(spec, host_id))
-        from labs.process import redirect_output
-        from softnlb.agent import run
-
         redirect_output(LOG)
-        return run(CONFIG)
+        return run(CONFIG, config=config)
+
+    from softnlb.agent import run  # here, so that a lab without agents need not wait for it
 
     return fork(f"agent:{host.node.name}", proc, body, log=None)
 

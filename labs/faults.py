@@ -50,7 +50,7 @@ def start(lab: Lab, arguments: list[str]) -> str:
         elif lab.spec.agents and not lab.agents[name].ended:
             raise SoftnlbError(f"{name} is running")
         if lab.spec.agents:
-            lab.start_agent(name)
+            lab.start_agents([name])
     return f"{', '.join(arguments)}: started"
 
 

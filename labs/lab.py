@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from labs.agents import ask, host_status, start_agent
+from labs.agents import ask, host_status, load_configs, start_agent
 from labs.node import NodeProcess, run_batch, run_tool
 from labs.process import MachineProc, Process, enter_node, fork, processes_in
 from labs.service import serve
@@ -69,9 +69,11 @@ class Lab:
         for name, ready in starting:
             _await_start(f"the HTTP service of {name}", ready)
 
-    def start_agent(self, name: str) -> None:
-        """The agent of a host; it is not asked to be converged yet."""
-        self.agents[name] = start_agent(self.spec, self.nodes[name], self.proc)
+    def start_agents(self, names: list[str]) -> None:
+        """The agents of these hosts; they are not awaited."""
+        configs = load_configs(self.spec, [self.nodes[name] for name in names], self.proc)
+        for name in names:
+            self.agents[name] = start_agent(configs[name], self.nodes[name], self.proc)
 
     def start_node(self, name: str) -> None:
         """Build a killed node again, and its cable."""

@@ -132,8 +132,7 @@ def _start_agents(lab: Lab, report: Report) -> None:
 
     gc.collect()
     gc.freeze()
-    for name in lab.hosts():
-        lab.start_agent(name)
+    lab.start_agents(lab.hosts())
     report.stage(f"{lab.spec.hosts} agents")
     lab.await_convergence(report.abandoned)
     report.stage("converged")

@@ -254,7 +254,6 @@ class Agent:
 
     def start(self, force: bool = False) -> None:
         """Join the cluster; on a draining host, end the drain."""
-        now_ms = boot_ms()
         if self.serving is None:
             plane = choose(self.data_plane)
             serving = Serving(self.config, plane, self.directory)
@@ -262,7 +261,7 @@ class Agent:
             self.serving = serving
             self._watch(serving)
         code = secrets.randbits(32)
-        self.step(CommandReceived(now_ms, Command.START, host_code=code, force=force))
+        self.step(CommandReceived(boot_ms(), Command.START, host_code=code, force=force))
 
     def stop(self) -> None:
         """Hand everything over and leave."""
@@ -372,14 +371,23 @@ class Agent:
         log.log(LEVELS[event.severity], "%s: %s", event.name, event.text)
 
 
-def run(config_path: Path, data_plane: str = "auto", force: bool = False) -> int:
-    """Be a host until SIGTERM.  Returns the exit status; errors are one sentence on stderr."""
+def run(
+    config_path: Path,
+    data_plane: str = "auto",
+    force: bool = False,
+    config: ClusterConfig | None = None,
+) -> int:
+    """Be a host until SIGTERM.  Returns the exit status; errors are one sentence on stderr.
+
+    ``config``: what the file says, when the caller has read it already; a lab reads the files of
+    all its hosts at once.
+    """
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     os.umask(0o022)
     try:
-        config = load_in_child(config_path)
+        config = config or load_in_child(config_path)
         wanted = data_plane if data_plane != "auto" else config.data_plane
         Agent(config, wanted).run(force)
     except SoftnlbError as error:

@@ -1,4 +1,4 @@
-"""Flush: `nft flush ruleset` on a host under load: it repairs itself, and nobody sees two answers."""
+"""Flush: `nft flush ruleset` on a host under load: it repairs itself, nobody answers twice."""
 
 from typing import Any
 
