@@ -4,21 +4,39 @@ import importlib.util
 import json
 import os
 import subprocess
+from dataclasses import dataclass
 
 from softnlb import netlink, nfqueue_rules, nft
 from softnlb.errors import DataPlaneUnavailable, MachineError, SoftnlbError
 from softnlb.filter import FilterTable
-from softnlb.verdicts import SharedTable, VerdictProcess
+from softnlb.verdicts import NOTHING, SharedTable, VerdictProcess
 
 _EARLY_DEMUX = ("/proc/sys/net/ipv4/ip_early_demux", "/proc/sys/net/ipv4/tcp_early_demux")
-_NOTHING = FilterTable("", b"", (), (), 0, (), 0, started=False)
+
+
+@dataclass(slots=True)
+class _Attached:
+    """What exists between attach and detach."""
+
+    interface: str
+    shared: SharedTable
+    process: VerdictProcess
+    kernel: netlink.Netlink
+    forwards: bool
+    rules: nft.Snapshot = ()
+    elements: str = ""
+
+    def snapshot(self) -> nft.Snapshot:
+        name = nfqueue_rules.table_name(self.interface)
+        return nft.snapshot(self.kernel, [("ip", name)])
 
 
 class NfqueuePlane:
     """A DataPlane in one nft table and one process; works in a user namespace, too.
 
     Nothing is filtered before the first ``install`` has told the cluster's addresses: they belong
-    on the interface after it.
+    on the interface after it.  Attach from a thread that lives as long as the plane: the kernel
+    ends the verdict process together with the thread that made it.
     """
 
     name = "nfqueue"
@@ -26,12 +44,7 @@ class NfqueuePlane:
     def __init__(self, queue_num: int | None = None) -> None:
         """``queue_num``: None takes the first queue that nobody in the network namespace uses."""
         self._queue_number = queue_num
-        self._interface: str | None = None
-        self._shared: SharedTable | None = None
-        self._process: VerdictProcess | None = None
-        self._netlink: netlink.Netlink | None = None
-        self._rules: nft.Snapshot = ()
-        self._elements = ""
+        self._present: _Attached | None = None
 
     def attach(self, interface: str) -> None:
         """Start the verdict process and put the rules in place; nothing is kept until install.
@@ -39,88 +52,69 @@ class NfqueuePlane:
         Raises DataPlaneUnavailable.  What a crashed agent left on the interface is replaced.
         """
         self.detach()
-        if reason := _missing():
-            raise DataPlaneUnavailable(reason)
-        self._interface = interface
-        self._shared = SharedTable()
-        self._shared.write(_NOTHING)
-        try:
-            self._process = VerdictProcess(self._shared, interface, self._queue_number)
-            self._netlink = netlink.Netlink(netlink.NETFILTER)
-            _build(interface, self._process.queue_number)
-        except MachineError:
-            self.detach()
-            raise
-        self._rules = self._snapshot()
+        self._present = _attach(interface, self._queue_number)
 
     def install(self, table: FilterTable) -> None:
         """Obey this table: when this returns, no verdict by an older one is still to come."""
-        shared, process, interface = self._attached()
-        elements = nfqueue_rules.set_elements(interface, table)
-        if elements != self._elements:
+        present = self._attached()
+        elements = nfqueue_rules.set_elements(present.interface, table)
+        if elements != present.elements:
             nft.apply(elements)
-            self._elements = elements
-        shared.write(table)
-        if not shared.wait_for_old_verdicts():
+            present.elements = elements
+        present.shared.write(table)
+        if not present.shared.wait_for_old_verdicts():
             # Stopped in the middle of a verdict: it may wake when the bucket is another host's.
-            process.kill()
+            present.process.kill()
 
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed table (boot-time clock, ms)."""
-        self._attached()[0].renew(valid_until_ms)
+        self._attached().shared.renew(valid_until_ms)
 
     def counters(self) -> dict[str, int]:
         """Packets per reason since attach, the kernel's own decisions included."""
-        shared, _process, interface = self._attached()
-        found = shared.counters()
-        for reason, packets in _kernel_counters(interface).items():
+        present = self._attached()
+        found = present.shared.counters()
+        for reason, packets in _kernel_counters(present.interface).items():
             found[reason] = found.get(reason, 0) + packets
         return {reason: packets for reason, packets in sorted(found.items()) if packets}
 
     def slot_counters(self, slot: int) -> dict[str, int]:
         """Packets per reason that met the rule of this slot, without those the kernel decided."""
-        return self._attached()[0].counters(slot)
+        return self._attached().shared.counters(slot)
 
     def intact(self) -> bool:
-        """False when the verdict process ended or any of the rules is not as attach left it."""
+        """False when the verdict process ended, any of the rules is not as attach left it, or
+        somebody has begun to translate addresses, which takes other rules."""
+        present = self._present
         return (
-            self._process is not None and self._process.alive() and self._snapshot() == self._rules
+            present is not None
+            and present.process.alive()
+            and present.snapshot() == present.rules
+            and nfqueue_rules.translates_destinations(present.kernel) == present.forwards
         )
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when the verdict process ends."""
-        return self._attached()[1].fileno()
+        return self._attached().process.fileno()
 
     @property
     def process_id(self) -> int:
         """Of the process that gives the verdicts."""
-        return self._attached()[1].pid
+        return self._attached().process.pid
 
     def detach(self) -> None:
         """Remove every trace of this plane.  Safe to call twice."""
-        if self._process is not None:
-            self._process.kill()
-            self._process = None
-        if self._interface is not None:
-            cleanup(self._interface)
-            self._interface = None
-        if self._netlink is not None:
-            self._netlink.close()
-            self._netlink = None
-        if self._shared is not None:
-            self._shared.close()
-            self._shared = None
-        self._elements = ""
+        present, self._present = self._present, None
+        if present is not None:
+            present.process.kill()
+            cleanup(present.interface)
+            present.kernel.close()
+            present.shared.close()
 
-    def _attached(self) -> tuple[SharedTable, VerdictProcess, str]:
-        if self._shared is None or self._process is None or self._interface is None:
+    def _attached(self) -> _Attached:
+        if self._present is None:
             raise SoftnlbError("the nfqueue plane is not attached")
-        return self._shared, self._process, self._interface
-
-    def _snapshot(self) -> nft.Snapshot:
-        assert self._netlink is not None and self._interface is not None
-        name = nfqueue_rules.table_name(self._interface)
-        return nft.snapshot(self._netlink, [("ip", name)])
+        return self._present
 
 
 def cleanup(interface: str) -> None:
@@ -130,24 +124,37 @@ def cleanup(interface: str) -> None:
 
 def probe() -> str | None:
     """Why nfqueue cannot work here, None when it can.  Tries it, on a table that nobody uses."""
-    if reason := _missing():
-        return reason
-    # No interface can have a slash in its name.
-    interface = f"probe/{os.getpid()}"
-    shared = SharedTable()
-    shared.write(_NOTHING)
-    process = None
+    plane = NfqueuePlane()
     try:
-        process = VerdictProcess(shared, "lo", None)
-        _build(interface, process.queue_number)
+        # No interface can have a slash in its name.
+        plane.attach(f"probe/{os.getpid()}")
     except MachineError as error:
         return str(error)
-    finally:
+    plane.detach()
+    return None
+
+
+def _attach(interface: str, queue_number: int | None) -> _Attached:
+    if reason := _missing():
+        raise DataPlaneUnavailable(reason)
+    shared = SharedTable()
+    shared.write(NOTHING)
+    kernel = netlink.Netlink(netlink.NETFILTER)
+    process = None
+    try:
+        process = VerdictProcess(shared, interface, queue_number)
+        forwards = nfqueue_rules.translates_destinations(kernel)
+        _build(interface, process.queue_number, forwards)
+        present = _Attached(interface, shared, process, kernel, forwards)
+        present.rules = present.snapshot()
+    except BaseException:
         if process is not None:
             process.kill()
             cleanup(interface)
+        kernel.close()
         shared.close()
-    return None
+        raise
+    return present
 
 
 def _missing() -> str | None:
@@ -161,12 +168,12 @@ def _missing() -> str | None:
     return None
 
 
-def _build(interface: str, queue_number: int) -> None:
+def _build(interface: str, queue_number: int, forwards: bool) -> None:
     """nft's queue statement where the kernel has it, otherwise the NFQUEUE target."""
     try:
-        nft.apply(nfqueue_rules.ruleset(interface, queue_number))
+        nft.apply(nfqueue_rules.ruleset(interface, queue_number, forwards))
     except MachineError:
-        nft.apply(nfqueue_rules.ruleset(interface, None))
+        nft.apply(nfqueue_rules.ruleset(interface, None, forwards))
         nfqueue_rules.add_queue_rule(interface, queue_number)
 
 
@@ -180,7 +187,6 @@ def _kernel_counters(interface: str) -> dict[str, int]:
     )
     if done.returncode:
         return {}
-    found = (
-        entry["counter"] for entry in json.loads(done.stdout)["nftables"] if "counter" in entry
-    )
+    listed = json.loads(done.stdout)["nftables"]
+    found = (entry["counter"] for entry in listed if "counter" in entry)
     return {counter["name"]: counter["packets"] for counter in found}

@@ -18,7 +18,9 @@ from softnlb.errors import DataPlaneUnavailable
 from softnlb.filter import FilterTable, match_rule
 from softnlb.packet import TCP, UDP
 
-COUNTERS = ("second-chance", "icmp-error", "wrong-interface", "disabled", "no-socket")
+COUNTERS = (
+    "second-chance", "conntrack", "icmp-error", "wrong-interface", "disabled", "no-socket"
+)  # fmt: skip
 """Reasons of what the kernel decides by itself; a counter of the table has the name of each."""
 
 _QUEUE_CHAIN = "undecided"
@@ -27,6 +29,8 @@ _QUEUE_CHAIN = "undecided"
 _HAS_SOCKET = "meta cgroup 0-4294967294"
 # A request socket (SYN_RECV) passes the first test in the shape of its listener but has no mark.
 _IS_SYNCHRONIZED = f"{_HAS_SOCKET} socket mark 0-4294967294"
+
+_IS_OPENING = "tcp flags & (fin | syn | rst | ack) == syn"
 
 # Per flow and second one segment without a socket is enough to answer it with RST, and one more
 # holds the third ACK of a handshake; without this an upload to another host floods the queue.
@@ -38,7 +42,10 @@ _ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-pr
 
 _NFNL_BATCH_BEGIN, _NFNL_BATCH_END = 0x10, 0x11
 _NFNL_SUBSYS_NFTABLES = 10
+_NFT_MSG_GETCHAIN = _NFNL_SUBSYS_NFTABLES << 8 | 4
 _NFT_MSG_NEWRULE = _NFNL_SUBSYS_NFTABLES << 8 | 6
+_NFTA_CHAIN_HOOK, _NFTA_CHAIN_TYPE, _NFTA_HOOK_HOOKNUM = 4, 7, 1
+_PREROUTING = (0).to_bytes(4, "big")
 _NFTA_RULE_TABLE, _NFTA_RULE_CHAIN, _NFTA_RULE_EXPRESSIONS = 1, 2, 4
 _NFTA_LIST_ELEM, _NFTA_EXPR_NAME, _NFTA_EXPR_DATA = 1, 1, 2
 _NFTA_TARGET_NAME, _NFTA_TARGET_REV, _NFTA_TARGET_INFO = 1, 2, 3
@@ -51,14 +58,17 @@ def table_name(interface: str) -> str:
     return f"softnlb_queue_{plain}"
 
 
-def ruleset(interface: str, nft_queue: int | None) -> str:
+def ruleset(interface: str, nft_queue: int | None, forwards: bool) -> str:
     """One transaction that replaces the table; no cluster IP address is in it yet.
 
     ``nft_queue``: number for nft's own queue statement, None to leave it to ``add_queue_rule``.
-    Without either the chain drops, so no moment is open.
+    Without either the chain drops, so no moment is open.  ``forwards``: ports of this host may be
+    translated to other addresses (containers), so what opens a connection is decided before that.
     """
     name = table_name(interface)
     queue = "" if nft_queue is None else f"queue num {nft_queue}"
+    opening = "accept" if forwards else f"goto {_QUEUE_CHAIN}"
+    forwarding = _forwarding(interface) if forwards else ""
     counters = "\n".join(f"counter {reason} {{\n}}" for reason in COUNTERS)
     return f"""
 table ip {name} {{
@@ -84,7 +94,7 @@ table ip {name} {{
         drop
     }}
     chain segments {{
-        tcp flags & (fin | syn | rst | ack) == syn goto {_QUEUE_CHAIN}
+        {_IS_OPENING} {opening}
         ip daddr . ip protocol . tcp dport @disabled counter name disabled drop
         {_IS_SYNCHRONIZED} counter name second-chance accept
         {_HAS_SOCKET} goto {_QUEUE_CHAIN}
@@ -92,9 +102,9 @@ table ip {name} {{
         counter name no-socket drop
     }}
     chain datagrams {{
-        ip daddr . ip protocol . udp dport @disabled goto {_QUEUE_CHAIN}
+        ip daddr . ip protocol . udp dport @disabled {opening}
         {_HAS_SOCKET} counter name second-chance accept
-        goto {_QUEUE_CHAIN}
+        {opening}
     }}
     chain cluster {{
         iifname "lo" accept
@@ -112,7 +122,37 @@ table ip {name} {{
         type filter hook output priority mangle - 10; policy accept;
         ip saddr @cluster_ip_addresses tcp flags & (syn | ack) == syn | ack goto {_QUEUE_CHAIN}
     }}
+    {forwarding}
 }}
+"""
+
+
+def _forwarding(interface: str) -> str:
+    """Chains for connections that leave again through destination NAT and never see a socket.
+
+    Connection tracking knows exactly those whose first packet this host kept: a packet that is
+    dropped before the end of its path leaves no entry, also where nf_conntrack_tcp_loose is set.
+    """
+    return f"""
+    chain arriving {{
+        ct status dnat ct state established,related counter name conntrack accept
+        {_IS_OPENING} goto {_QUEUE_CHAIN}
+        ip protocol udp goto {_QUEUE_CHAIN}
+    }}
+    chain prerouting {{
+        type filter hook prerouting priority mangle; policy accept;
+        iifname "{interface}" ip daddr @cluster_ip_addresses goto arriving
+    }}
+    chain leaving {{
+        ct state established,related accept
+        {_IS_OPENING} accept
+        ip protocol udp accept
+        counter name no-socket drop
+    }}
+    chain forward {{
+        type filter hook forward priority mangle - 10; policy accept;
+        iifname "{interface}" ct original ip daddr @cluster_ip_addresses goto leaving
+    }}
 """
 
 
@@ -201,3 +241,20 @@ def add_queue_rule(interface: str, queue_number: int) -> None:
             "the kernel takes neither nft's queue statement nor the NFQUEUE target "
             f"(errno {error}): load nft_queue, or nft_compat with xt_NFQUEUE"
         )
+
+
+def translates_destinations(kernel: netlink.Netlink) -> bool:
+    """True when anything on this machine translates destination addresses of arriving packets.
+
+    Raises OSError when the kernel refuses.
+    """
+    for _kind, body in kernel.dump(_NFT_MSG_GETCHAIN, bytes(4)):
+        chain = netlink.attributes(body[4:])
+        hook = netlink.attributes(chain.get(_NFTA_CHAIN_HOOK, b"")).get(_NFTA_HOOK_HOOKNUM)
+        if chain.get(_NFTA_CHAIN_TYPE) == b"nat\0" and hook == _PREROUTING:
+            return True
+    try:
+        with open("/proc/net/ip_tables_names", encoding="ascii") as legacy:
+            return "nat" in legacy.read().split()
+    except OSError:
+        return False

@@ -74,9 +74,12 @@ class SockDiag:
 
     def __init__(self, interface: str = "") -> None:
         """``interface``: where the flows arrive, so that sockets bound to it are found too."""
-        self._interface_index = socket.if_nametoindex(interface) if interface else 0
+        try:
+            index = socket.if_nametoindex(interface)
+        except OSError:
+            index = 0
         self._socket = _open()
-        self._tail = struct.pack("=I", self._interface_index) + _NO_COOKIE
+        self._tail = struct.pack("=I", index) + _NO_COOKIE
 
     def tcp_state(self, flow: Flow) -> str | None:
         """The kernel's name of the state; LISTEN when only a listener is there, None without."""

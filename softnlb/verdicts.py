@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from convergence.rules import SLOTS_MAX
 from softnlb.errors import DataPlaneUnavailable, SoftnlbError
@@ -49,6 +49,9 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _SYN_ACKS = 1 << 16
 
 Address = tuple[bytes, bytes, int, int]
+
+NOTHING = FilterTable("", b"", (), (), 0, (), 0, started=False)
+"""The table before the first one: it knows no cluster and keeps nothing of it."""
 
 
 def now_ms() -> int:
@@ -158,14 +161,14 @@ class HostSockets(SockDiag):
 
 def verdict_callback(
     shared: SharedTable, interface: str, sockets: HostSockets, clock: Callable[[], int] = now_ms
-) -> Callable[[object], None]:
+) -> Callable[[Any], None]:
     """What runs for every queued packet.  Reads the shared table again only when it changed."""
     words = shared.words
     width = len(_REASONS)
     stamp: tuple[int, int] = (-1, -1)
-    table: FilterTable | None = None
+    table = NOTHING
 
-    def verdict(packet) -> None:  # type: ignore[no-untyped-def]
+    def verdict(packet: Any) -> None:
         nonlocal stamp, table
         flow = parse(packet.get_payload(), interface)
         if packet.hook == _HOOK_OUTPUT:
@@ -177,7 +180,6 @@ def verdict_callback(
             fresh = table if present[0] == stamp[0] else shared.read(present[0])
             if fresh is not None:
                 table, stamp = replace(fresh, valid_until_ms=present[1]), present
-        assert table is not None
         decision = decide(table, flow, sockets, clock)
         row = 0 if decision.slot is None else decision.slot + 1
         words[_COUNTERS + row * width + _ROW[decision.reason]] += 1
@@ -247,18 +249,19 @@ def _child(
         gc.freeze()
         warnings.simplefilter("ignore")
         try:
-            queue = _bind(verdict_callback(shared, interface, HostSockets(interface)), queue_number)
+            verdict = verdict_callback(shared, interface, HostSockets(interface))
+            queue, bound = _bind(verdict, queue_number)
         except (ImportError, OSError, DataPlaneUnavailable) as error:
             os.write(writer, f"nfqueue: {error}".encode())
             os._exit(1)
-        os.write(writer, str(queue[1]).encode())
+        os.write(writer, str(bound).encode())
         os.close(writer)
-        queue[0].run()
+        queue.run()
     finally:
         os._exit(1)
 
 
-def _bind(callback: Callable[[object], None], queue_number: int | None):  # type: ignore[no-untyped-def]
+def _bind(callback: Callable[[Any], None], queue_number: int | None) -> tuple[Any, int]:
     """A queue of our own: the number given, or the first one that nobody in the namespace uses."""
     from netfilterqueue import COPY_PACKET, NetfilterQueue
 
