@@ -139,7 +139,11 @@ def end_listening(state: State) -> None:
     Two periods when a started host was heard, for it will bring me in; T x P otherwise.
     """
     listened_ms = state.now_ms - state.started_ms
-    wanted = 2 * state.period_ms if lease.hears_anybody(state) else state.death_ms
+    companions = any(
+        peer.counts and state.now_ms - peer.received_ms < state.death_ms
+        for peer in state.heard.primary.values()
+    )
+    wanted = 2 * state.period_ms if companions else state.death_ms
     if listened_ms < wanted or conflicts.held_back(state):
         return
     state.listen(False)

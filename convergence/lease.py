@@ -18,7 +18,7 @@ two hosts the lease is 2 x P longer, and the one that is left alone takes the ot
 from bisect import bisect_right
 
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING
 from convergence.peers import Peer
 from convergence.phases import enter
 from convergence.state import Phase, Stage, State
@@ -29,7 +29,7 @@ LATE_PERIODS = 1.5
 
 
 def hears_anybody(state: State) -> bool:
-    """A host that is neither joining nor leaving was heard within T x P."""
+    """A host that could serve without me, if it did not hear me, was heard within T x P."""
     return state.now_ms - state.counted_ms < state.death_ms
 
 
@@ -42,7 +42,10 @@ def valid_until_ms(state: State) -> int:
     """The end of the lease as of the present input."""
     until = state.awake_ms + state.lease_ms
     if hears_anybody(state):
-        until = min(until, state.known_heard_ms + heard_lease_ms(state))
+        heard_ms = state.known_heard_ms
+        if not state.others:
+            heard_ms = max(heard_ms, state.newcomer_heard_ms)
+        until = min(until, heard_ms + heard_lease_ms(state))
     return until
 
 
@@ -81,7 +84,7 @@ def listen(state: State, reason: str) -> None:
     state.target = None
     state.view.clear()
     state.two_view = False
-    state.counted_ms = -(1 << 60)
+    state.counted_ms = state.newcomer_heard_ms = -(1 << 60)
     state.expiry_ms = 1 << 62
     state.agree = state.stable1 = state.stable2 = 0
     if state.phase is not Phase.UNKNOWN:
@@ -89,8 +92,18 @@ def listen(state: State, reason: str) -> None:
     state.recompute_view()
 
 
+def counts(state: State, peer: Peer) -> bool:
+    """May this host come to serve without me, if it does not hear me?
+
+    One that takes part may.  One that joins will when it hears nobody; but beside members it
+    must agree with them, so it counts only while I am alone.
+    """
+    flags = peer.statement.flags
+    return not flags & LEAVING and not (flags & JOINING and state.others)
+
+
 def note_counted(state: State, peer: Peer, received_ms: int) -> bool:
-    """A host that may own buckets was heard: is there news of whom *it* hears?
+    """A host that counts was heard: is there news of whom *it* hears?
 
     True when this frame proves that I may have been removed: my newest frame known heard is older
     than the others' patience.  Then the caller must start afresh.
@@ -101,17 +114,33 @@ def note_counted(state: State, peer: Peer, received_ms: int) -> bool:
         state.counted_ms = received_ms
     said = peer.statement
     state.two_view = said.view == (state.bit | peer.bit)
+    heard_ms = state.known_heard_ms
+    if not state.others:
+        heard_ms = max(heard_ms, state.newcomer_heard_ms)
     patience_ms = heard_lease_ms(state) + state.period_ms
-    if not state.newcomer and received_ms - state.known_heard_ms >= patience_ms:
+    if not state.newcomer and received_ms - heard_ms >= patience_ms:
         return True
+    if said.view & state.bit:
+        state.known_heard_ms = max(state.known_heard_ms, _heard_of_me(state, peer, received_ms))
+    return False
+
+
+def note_newcomer(state: State, peer: Peer, received_ms: int) -> None:
+    """A newcomer that hears me will not serve without me, though I am not in its view yet."""
+    heard_ms = _heard_of_me(state, peer, received_ms)
+    state.newcomer_heard_ms = max(state.newcomer_heard_ms, heard_ms)
+
+
+def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:
+    """When I sent the newest frame that this host surely heard."""
     age = peer.heartbeat.ages[state.index]
-    if age != AGE_NONE and said.view & state.bit and peer.heartbeat.tags[state.index] == state.tag:
+    if age != AGE_NONE and peer.heartbeat.tags[state.index] == state.tag:
         # Rounded up: what was heard was sent before the youngest moment that the byte can mean.
         sent_by_ms = received_ms - ((age + 1) * state.death_ms) // AGE_UNITS
         place = bisect_right(state.sends, sent_by_ms)
-        if place and state.sends[place - 1] > state.known_heard_ms:
-            state.known_heard_ms = state.sends[place - 1]
-    return False
+        if place:
+            return state.sends[place - 1]
+    return -(1 << 60)
 
 
 def recount(state: State) -> None:
@@ -120,7 +149,7 @@ def recount(state: State) -> None:
         (
             peer.received_ms
             for peer in state.heard.primary.values()
-            if peer.counts and (peer.host_id in state.view or peer in state.candidates)
+            if counts(state, peer)
         ),
         default=-(1 << 60),
     )

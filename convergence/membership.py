@@ -2,7 +2,7 @@
 
 from convergence import conflicts, lease, orphans
 from convergence.events import ProbeHost, Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, Heartbeat, address
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, NEWCOMER, Heartbeat, address
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
 from convergence.state import Phase, Stage, State
@@ -31,7 +31,9 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
             state.urgent = True
     if state.heard.primary.get(host_id) is not peer and not _become_primary(state, peer):
         return
-    if peer.counts and lease.note_counted(state, peer, received_ms):
+    if peer.statement.flags & NEWCOMER:
+        lease.note_newcomer(state, peer, received_ms)
+    if lease.counts(state, peer) and lease.note_counted(state, peer, received_ms):
         text = "Nobody hears this host; it drops its buckets and starts afresh."
         state.log("nobody-hears-me", Severity.ERROR, text)
         lease.start_afresh(state, "nobody hears this host")
@@ -65,10 +67,10 @@ def _hear_member(state: State, peer: Peer) -> None:
     said = peer.statement
     if said.flags & LEAVING:
         del state.view[peer.host_id]
-        lease.recount(state)
         text = f"Host {peer.host_id} leaves the cluster."
         state.log("host-leaving", Severity.INFO, text, host_id=peer.host_id)
         change_view(state, f"host {peer.host_id} leaves", said.generation)
+        lease.recount(state)
     elif state.known_identity[peer.host_id] != peer.identity:
         change_view(state, f"host {peer.host_id} changed its weights", said.generation)
     elif said.generation > state.generation:
@@ -203,13 +205,13 @@ def _lose(state: State, dead: list[Peer]) -> None:
         if any(peer.statement.current):
             state.lost[peer.host_id, peer.code] = peer
             state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
-    lease.recount(state)
     patience_ms = state.death_ms + lease.EMBARGO_PERIODS * state.period_ms
     if state.now_ms - state.two_view_sent_ms < patience_ms:
         embargo_ms = lease.EMBARGO_PERIODS * state.period_ms
         state.embargo_until_ms = state.now_ms + embargo_ms
     names = ", ".join(str(peer.host_id) for peer in dead)
     change_view(state, f"host {names} lost")
+    lease.recount(state)
 
 
 def lose_if_deaf(state: State, peer: Peer) -> None:
@@ -221,10 +223,10 @@ def lose_if_deaf(state: State, peer: Peer) -> None:
     if any(peer.reports(other.index, other.tag) for other in state.view.values()):
         return
     del state.view[peer.host_id]
-    lease.recount(state)
     text = f"Host {peer.host_id} does not hear us; the cluster goes on without it."
     state.log("host-does-not-hear-us", Severity.WARNING, text, host_id=peer.host_id)
     change_view(state, f"host {peer.host_id} does not hear us", peer.statement.generation)
+    lease.recount(state)
 
 
 def _leave_broken_pair(state: State) -> None:

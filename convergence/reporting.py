@@ -77,9 +77,16 @@ def send(state: State) -> None:
     payload = encode(heartbeat)
     state.outputs.append(SendFrame(sign(payload, key) if key else payload))
     lease.note_sent(state)
+    if now_ms >= state.next_send_ms:
+        state.next_send_ms = now_ms + state.period_ms
+    else:
+        # All answer a change at the same moment: spread the periodic frames over the period, so
+        # that somebody reports soon after each of mine that it was heard.
+        members = state.members
+        share = members.index(state.config.host_id) + 1
+        state.next_send_ms = now_ms + state.period_ms * share // len(members)
     state.urgent = False
     state.last_send_ms = now_ms
-    state.next_send_ms = now_ms + state.period_ms
 
 
 def _statement(state: State) -> Statement:

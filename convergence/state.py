@@ -173,6 +173,7 @@ class State:
     awake_ms: int = 0
     counted_ms: int = -(1 << 60)
     known_heard_ms: int = 0
+    newcomer_heard_ms: int = -(1 << 60)
     two_view: bool = False
     two_view_sent_ms: int = -(1 << 60)
     judge_after_ms: int = 0

@@ -1,0 +1,306 @@
+"""The guarantees of the protocol, each a named checker.
+
+A checker judges from outside: by what the data planes accept against the true clock and by what
+hosts say, never by the machine's private state.
+"""
+
+from dataclasses import dataclass
+
+from convergence.events import HostState, LeaseRenewed, LogEvent, MapsChanged, Output, SendFrame
+from convergence.heartbeat import Heartbeat, decode
+from convergence.rules import ALL_BUCKETS, BUCKETS
+from convergence.state import Phase
+from tests.simulator.world import Host, World
+
+NEVER = -(1 << 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A guarantee that did not hold."""
+
+    guarantee: str
+    at_ms: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.guarantee} at {self.at_ms} ms: {self.text}"
+
+
+class Checker:
+    """Base: collects violations, at most a few per episode."""
+
+    name = ""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.violations: list[Violation] = []
+        world.observers.append(self.saw)
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        """A host did something."""
+
+    def fail(self, text: str) -> None:
+        """Note a violation."""
+        if len(self.violations) < 5:
+            self.violations.append(Violation(self.name, self.world.now_ms, text))
+
+
+def overlap(one: tuple[int, ...], other: tuple[int, ...]) -> list[str]:
+    """Slots and buckets that stand in both."""
+    return [
+        f"slot {slot} buckets {both:#x}"
+        for slot, (mine, theirs) in enumerate(zip(one, other, strict=False))
+        if (both := mine & theirs)
+    ]
+
+
+class OneOwner(Checker):
+    """Two live hosts never accept the same bucket of the same rule at the same moment.
+
+    Exact, except between hosts that are parted: no way for frames, through other members, from
+    each to the other.  A mute host is not parted: it hears the others and must stop.
+    ``merge_ms`` after a partition healed nothing may be owned twice any more (guarantee "merge").
+    """
+
+    name = "one-owner"
+
+    def __init__(self, world: World, merge_ms: int) -> None:
+        super().__init__(world)
+        self.merge_ms = merge_ms
+        self.parted_until: dict[tuple[int, int], int] = {}
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        if any(isinstance(output, MapsChanged | LeaseRenewed) for output in outputs):
+            self.compare(host)
+
+    def compare(self, host: Host) -> None:
+        """This host's plane against every other host's."""
+        world = self.world
+        mine = host.plane.accepts(world.now_ms + host.clock_ms)
+        if not any(mine):
+            return
+        for other in world.hosts.values():
+            if other is host:
+                continue
+            theirs = other.plane.accepts(world.now_ms + other.clock_ms)
+            twice = overlap(mine, theirs)
+            if twice and not self.parted(host, other):
+                pair = f"hosts {host.host_id} and {other.host_id}"
+                self.fail(f"{pair} both accept {', '.join(twice)}")
+
+    def parted(self, one: Host, other: Host) -> bool:
+        """These two cannot agree now, or could not until a moment ago."""
+        pair = (min(one.host_id, other.host_id), max(one.host_id, other.host_id))
+        return self.world.now_ms <= self.parted_until.get(pair, NEVER)
+
+    def note_links(self) -> None:
+        """Links, or the hosts that could pass something on, changed: who is parted now?"""
+        world = self.world
+        network = world.network
+        names = sorted(world.hosts)
+        relays = {one.host_id for one in world.hosts.values() if is_member(one)}
+        healed_ms = world.now_ms + self.merge_ms
+        for place, one in enumerate(names):
+            for other in names[place + 1 :]:
+                pair = (one, other)
+                if network.broken and self._parted_now(one, other, relays):
+                    self.parted_until[pair] = 1 << 60
+                elif self.parted_until.get(pair) == 1 << 60:
+                    self.parted_until[pair] = healed_ms
+                    world.at(healed_ms + 1, self._merged, pair)
+
+    def _parted_now(self, one: int, other: int, relays: set[int]) -> bool:
+        network = self.world.network
+        if network.reaches(one, other, relays) and network.reaches(other, one, relays):
+            return False
+        return not (self._mute(one) or self._mute(other))
+
+    def _mute(self, name: int) -> bool:
+        """It hears somebody, and nobody hears it."""
+        network = self.world.network
+        others = [host.host_id for host in self.world.hosts.values() if host.up and host.started]
+        hears = any(network.passes(other, name) for other in others if other != name)
+        heard = any(network.passes(name, other) for other in others if other != name)
+        return hears and not heard
+
+    def _merged(self, pair: tuple[int, int]) -> None:
+        if self.parted_until.get(pair, NEVER) >= self.world.now_ms:
+            return
+        one, other = (self.world.hosts[name] for name in pair)
+        now_ms = self.world.now_ms
+        twice = overlap(
+            one.plane.accepts(now_ms + one.clock_ms), other.plane.accepts(now_ms + other.clock_ms)
+        )
+        if twice:
+            text = f"hosts {pair[0]} and {pair[1]} still both accept {', '.join(twice)}"
+            self.violations.append(Violation("merge", now_ms, text))
+
+
+def is_member(host: Host) -> bool:
+    """Up, and Converged at least once since its start: others go by what it says."""
+    if not host.up:
+        return False
+    status = host.machine.status(host.clock_ms)
+    return status.state is not HostState.STOPPED and status.phase != Phase.UNKNOWN.label
+
+
+class NoHole(Checker):
+    """No bucket stays without an owner for more than 2 T x P.
+
+    Sampled each period.  Counted anew after each disturbance; what one bad host (crash loop, deaf,
+    mute, a broken pair) goes on doing by itself is no disturbance.
+    """
+
+    name = "no-hole"
+
+    def __init__(self, world: World, period_ms: int, tolerance: int, end_ms: int) -> None:
+        super().__init__(world)
+        self.samples = 2 * tolerance + 1
+        self.missing: list[tuple[int, ...]] = []
+        self.period_ms = period_ms
+        for when_ms in range(period_ms, end_ms, period_ms):
+            world.at(when_ms, self._sample)
+
+    def disturbed(self) -> None:
+        """Something happened that excuses a hand-over: count anew."""
+        self.missing.clear()
+
+    def _sample(self) -> None:
+        world = self.world
+        able = [host for host in world.hosts.values() if self._able(host)]
+        if not able:
+            self.missing.clear()
+            return
+        owned = [0] * len(able[0].config.rules) + [0]
+        for host in world.hosts.values():
+            for slot, bits in enumerate(host.plane.accepts(world.now_ms + host.clock_ms)):
+                owned[slot] |= bits
+        weights = [0] * len(owned)
+        for host in able:
+            for slot, weight in enumerate(own_weights(host)):
+                weights[slot] |= weight
+        self.missing.append(
+            tuple(
+                ALL_BUCKETS & ~bits if weight else 0
+                for bits, weight in zip(owned, weights, strict=True)
+            )
+        )
+        if len(self.missing) <= self.samples:
+            return
+        del self.missing[: -self.samples - 1]
+        for slot in range(len(owned)):
+            always = ALL_BUCKETS
+            for sample in self.missing:
+                always &= sample[slot]
+            if always:
+                self.fail(f"slot {slot} buckets {always:#x} unowned for 2 T x P")
+                self.missing.clear()
+                return
+
+    @staticmethod
+    def _able(host: Host) -> bool:
+        return host.up and host.started and not host.draining and host.paused_until_ms is None
+
+
+def own_weights(host: Host) -> tuple[int, ...]:
+    """What a host offers per slot."""
+    status = host.machine.status(host.clock_ms)
+    for member in status.members:
+        if member.host_id == host.config.host_id:
+            return member.load_weights
+    return (0,) * (len(host.config.rules) + 1)
+
+
+class FewestMoves(Checker):
+    """A convergence moves only the buckets that it must; nobody holds more than its share.
+
+    Judged from each host's own frame when it says Converged: of what it held at the agreement it
+    gave up only what was above its new share.
+    """
+
+    name = "fewest-moves"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.judged: dict[int, tuple[int, int]] = {}
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        if not any(isinstance(one, LogEvent) and one.name == "converged" for one in outputs):
+            return
+        for output in outputs:
+            if isinstance(output, SendFrame):
+                heartbeat = decode(output.payload)
+                if isinstance(heartbeat, Heartbeat):
+                    self._judge(heartbeat)
+
+    def _judge(self, heartbeat: Heartbeat) -> None:
+        said = heartbeat.statement
+        members = said.view.bit_count()
+        for slot in range(len(said.current)):
+            if slot and said.weights[slot] != 50:
+                continue
+            before, after = said.ready[slot], said.new[slot]
+            must = max(0, before.bit_count() - after.bit_count())
+            moved = (before & ~after).bit_count()
+            if moved != must:
+                self.fail(f"host {said.host_id} slot {slot} gave {moved} buckets, not {must}")
+            if not slot and self.equal and after.bit_count() > -(-BUCKETS // members):
+                self.fail(f"host {said.host_id} holds {after.bit_count()} of 60 with {members}")
+
+    equal = True
+    """All hosts have one weight and none drains."""
+
+
+class FailClosed(Checker):
+    """No lease reaches further than (T - 1) x P beyond the moment that granted it."""
+
+    name = "fail-closed"
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        config = host.config
+        # The life of a step that was slept through is over when it is carried out.
+        limit = world.now_ms + host.clock_ms + (config.tolerance - 1) * config.period_ms
+        for output in outputs:
+            if isinstance(output, MapsChanged | LeaseRenewed) and output.valid_until_ms > limit:
+                self.fail(f"host {host.host_id} may accept until {output.valid_until_ms}")
+
+
+class Service(Checker):
+    """During convergence the old map goes on serving: no lease of a well host lapses.
+
+    Only checked while nothing but joining, leaving, single deaths, draining and weights happens.
+    """
+
+    name = "service"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.held_until: dict[int, int] = {}
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        now_ms = world.now_ms + host.clock_ms
+        until = self.held_until.get(host.host_id)
+        if until is not None and now_ms > until and host.up:
+            self.fail(f"the lease of host {host.host_id} lapsed")
+        if host.up and any(host.plane.current):
+            self.held_until[host.host_id] = host.plane.valid_until_ms
+        else:
+            self.held_until.pop(host.host_id, None)
+
+
+def liveness(world: World) -> list[Violation]:
+    """All that live and can hear each other report Converged with one member list."""
+    found = []
+    able = sorted(
+        host.config.host_id for host in world.hosts.values() if host.up and host.started
+    )
+    for host in world.hosts.values():
+        if not host.up or not host.started:
+            continue
+        status = host.machine.status(world.now_ms + host.clock_ms)
+        members = [member.host_id for member in status.members]
+        if status.phase != Phase.CONVERGED.label or members != able:
+            text = f"host {host.host_id} is {status.phase} with {members}, not with {able}"
+            found.append(Violation("liveness", world.now_ms, text))
+    return found[:5]

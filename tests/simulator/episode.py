@@ -1,0 +1,166 @@
+"""Run one episode: build the world of a seed, let its faults happen, ask the checkers."""
+
+import time
+from dataclasses import dataclass
+
+from convergence.auth import Key
+from convergence.events import Command, CommandError
+from tests.simulator.checkers import (
+    FailClosed,
+    FewestMoves,
+    NoHole,
+    OneOwner,
+    Service,
+    Violation,
+    liveness,
+)
+from tests.simulator.faults import NETWORK, PERIOD_MS, PERIODS, Fault, Options, options
+from tests.simulator.world import World
+
+KEY = Key(7, b"0123456789abcdef0123456789abcdef")
+CALM_KINDS = ("start", "stop", "drain", "drained", "weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one seed did."""
+
+    seed: int
+    kind: str
+    hosts: int
+    steps: int
+    seconds: float
+    violations: tuple[Violation, ...]
+
+    @property
+    def replay_command(self) -> str:
+        """How to see it again."""
+        return f"python -m tests.simulator --seeds 1 --start {self.seed}"
+
+
+class Episode:
+    """The faults of an options record, happening to a world."""
+
+    def __init__(self, seed: int, plan: Options) -> None:
+        self.plan = plan
+        self.world = world = World(seed, plan.weather)
+        world.key = KEY if plan.keyed else None
+        period_ms, tolerance = PERIOD_MS, plan.tolerance
+        self.death_ms = period_ms * tolerance
+        last_ms = max(fault.at_ms + fault.duration_ms for fault in plan.faults)
+        bound_ms = self.death_ms + 5 * period_ms
+        self.end_ms = max(PERIODS * period_ms, last_ms + bound_ms + 1)
+        for host in plan.hosts:
+            world.add(host, tolerance=tolerance)
+        merge_ms = 2 * period_ms + 2 * plan.weather.jitter_ms
+        if not plan.exact:
+            merge_ms = (tolerance + 4) * period_ms
+        self.one_owner = OneOwner(world, merge_ms)
+        self.no_hole = NoHole(world, period_ms, tolerance, self.end_ms)
+        self.fewest_moves = FewestMoves(world)
+        self.fewest_moves.equal = not any(one.kind in ("weight", "drain") for one in plan.faults)
+        checkers = [self.one_owner, self.fewest_moves, FailClosed(world)]
+        if plan.exact:
+            checkers.append(self.no_hole)
+        if plan.exact and all(fault.kind in CALM_KINDS for fault in plan.faults):
+            checkers.append(Service(world))
+        self.checkers = checkers
+        for fault in plan.faults:
+            world.at(fault.at_ms, self.happen, fault)
+        if any(fault.kind in NETWORK for fault in plan.faults):
+            for when_ms in range(0, self.end_ms, 10):
+                world.at(when_ms, self.one_owner.note_links)
+
+    def run(self) -> tuple[Violation, ...]:
+        """To the end; then everybody must agree."""
+        world = self.world
+        world.run(self.end_ms)
+        if not self.plan.exact:
+            # With lost frames: eventually.
+            for _ in range(20):
+                if not liveness(world):
+                    break
+                world.run(world.now_ms + self.death_ms)
+        found = [one for checker in self.checkers for one in checker.violations]
+        return tuple(found + liveness(world))
+
+    def happen(self, fault: Fault) -> None:
+        """Let a fault happen, if it still can."""
+        host = self.world.hosts[fault.host]
+        kind = fault.kind
+        if kind == "crash-loop":
+            self.no_hole.disturbed()
+            self._crash_loop(fault, self.world.now_ms + fault.duration_ms)
+            return
+        self.no_hole.disturbed()
+        if kind in NETWORK:
+            self._break_network(fault)
+        elif kind == "start":
+            if not host.started or host.draining:
+                self.world.start(fault.host)
+        elif not host.up:
+            return
+        elif kind == "crash":
+            self.world.crash(fault.host, bool(fault.value))
+        elif kind == "pause":
+            if host.paused_until_ms is None and not host.holds_outputs:
+                self.world.pause(fault.host, fault.duration_ms, bool(fault.value))
+                self.world.at(self.world.now_ms + fault.duration_ms, self.no_hole.disturbed)
+        elif kind == "stop" and host.started:
+            self.world.stop(fault.host)
+        elif kind == "drain" and host.started:
+            self._command(self.world.drainstop, fault.host)
+        elif kind == "drained" and host.draining:
+            self._command(self.world.drained, fault.host)
+        elif kind == "weight":
+            self.world.command(fault.host, Command.SET_WEIGHT, load_weight=fault.value)
+
+    def _command(self, order: object, host: int) -> None:
+        assert callable(order)
+        try:
+            order(host)
+        except CommandError:
+            pass
+
+    def _crash_loop(self, fault: Fault, until_ms: int) -> None:
+        world = self.world
+        host = world.hosts[fault.host]
+        if host.up:
+            world.crash(fault.host, power_off=False)
+        if world.now_ms >= until_ms:
+            self.no_hole.disturbed()
+            world.start(fault.host)
+            return
+        world.start(fault.host)
+        world.at(world.now_ms + max(50, fault.value), self._crash_loop, fault, until_ms)
+
+    def _break_network(self, fault: Fault) -> None:
+        network = self.world.network
+        if fault.kind == "partition":
+            for host in (fault.host, *fault.others):
+                network.side[host] = 1
+        elif fault.kind == "mute":
+            network.mute.add(fault.host)
+        elif fault.kind == "deaf":
+            network.deaf.add(fault.host)
+        else:
+            network.cut.add((fault.host, fault.others[0]))
+            if fault.kind == "pair":
+                network.cut.add((fault.others[0], fault.host))
+        self.one_owner.note_links()
+        self.world.at(self.world.now_ms + fault.duration_ms, self._heal)
+
+    def _heal(self) -> None:
+        self.no_hole.disturbed()
+        self.world.network.heal()
+        self.one_owner.note_links()
+
+
+def run_seed(seed: int) -> Result:
+    """One episode from its seed alone."""
+    plan = options(seed)
+    began = time.process_time()
+    episode = Episode(seed, plan)
+    violations = episode.run()
+    seconds = time.process_time() - began
+    return Result(seed, plan.kind, len(plan.hosts), episode.world.steps, seconds, violations)

@@ -1,0 +1,137 @@
+"""What happens to a cluster in one episode, drawn from the seed."""
+
+import random
+from dataclasses import dataclass, field
+
+from tests.simulator.network import CALM, Weather
+
+PERIODS = 60
+PERIOD_MS = 100
+
+KINDS = (
+    "calm", "join-leave", "crash", "restart", "drain", "weight", "pause", "loss", "delay",
+    "partition", "mute", "deaf", "pair", "one-way", "crash-loop", "replay", "garble", "mixed",
+)  # fmt: skip
+BACKGROUND = ("join-leave", "crash", "restart", "drain", "weight", "pause")
+"""Faults of hosts; a network fault comes with one of them half of the time."""
+
+NETWORK = ("partition", "mute", "deaf", "pair", "one-way")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that happens at a time: its kind, the host it happens to, and details."""
+
+    at_ms: int
+    kind: str
+    host: int
+    duration_ms: int = 0
+    value: int = 0
+    others: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """An episode: everything but the seed of chance itself."""
+
+    kind: str
+    hosts: tuple[int, ...]
+    tolerance: int = 5
+    weather: Weather = CALM
+    keyed: bool = False
+    faults: tuple[Fault, ...] = field(default=())
+
+    @property
+    def exact(self) -> bool:
+        """No frame is lost by chance: the bounds in time are checked."""
+        return self.weather.loss == 0 and self.weather.garble == 0 and self.weather.replay == 0
+
+
+def size(chance: random.Random) -> int:
+    """70 % up to 4 hosts, 25 % 5 to 8, 4 % 9 to 16, 1 % 32."""
+    draw = chance.random()
+    if draw < 0.70:
+        return chance.randint(2, 4)
+    if draw < 0.95:
+        return chance.randint(5, 8)
+    return chance.randint(9, 16) if draw < 0.99 else 32
+
+
+def options(seed: int) -> Options:
+    """The episode of this seed."""
+    chance = random.Random(f"episode {seed}")
+    kind = KINDS[seed % len(KINDS)]
+    count = size(chance)
+    hosts = tuple(sorted(chance.sample(range(1, 33), count)))
+    tolerance = chance.choice((5, 5, 5, 3, 4, 8))
+    weather = CALM
+    if kind == "loss":
+        weather = Weather(loss=chance.choice((0.01, 0.05, 0.1)))
+    elif kind == "delay":
+        weather = Weather(jitter_ms=chance.choice((3, 8, 15)), duplicate=chance.choice((0.0, 0.1)))
+    elif kind == "replay":
+        weather = Weather(replay=0.05)
+    elif kind == "garble":
+        weather = Weather(garble=0.05)
+    elif kind == "mixed":
+        weather = Weather(
+            loss=chance.choice((0.0, 0.05, 0.1)), jitter_ms=chance.choice((0, 10)), duplicate=0.02
+        )
+    keyed = kind in ("replay", "garble") or chance.random() < 0.1
+    return Options(kind, hosts, tolerance, weather, keyed, tuple(_faults(chance, kind, hosts)))
+
+
+def _faults(chance: random.Random, kind: str, hosts: tuple[int, ...]) -> list[Fault]:
+    """Starts first, then one to four host faults, and for a network kind one network fault."""
+    spread = chance.choice((0, 0, 50, 300, 1500))
+    found = [Fault(chance.randint(0, spread), "start", host) for host in hosts]
+    last_ms = 3200
+    if kind == "crash-loop" or kind in NETWORK:
+        begin = chance.randint(800, 2200)
+        found.append(_long_fault(chance, kind, hosts, begin, chance.randint(600, 2400)))
+    if kind == "calm":
+        return found
+    if kind in BACKGROUND:
+        kinds = [kind] * chance.randint(1, 3)
+    elif kind in NETWORK or kind == "crash-loop":
+        kinds = chance.choices(BACKGROUND, k=chance.choice((0, 0, 1, 1)))
+    else:
+        kinds = chance.choices(BACKGROUND, k=chance.randint(1, 4))
+    if kind == "mixed" and chance.random() < 0.5:
+        begin = chance.randint(800, 2200)
+        found.append(_long_fault(chance, chance.choice(NETWORK), hosts, begin, 1500))
+    for one in kinds:
+        found.extend(_host_fault(chance, one, hosts, chance.randint(900, last_ms)))
+    return sorted(found, key=lambda fault: fault.at_ms)
+
+
+def _long_fault(
+    chance: random.Random, kind: str, hosts: tuple[int, ...], begin: int, duration: int
+) -> Fault:
+    victim = chance.choice(hosts)
+    rest = [host for host in hosts if host != victim]
+    others: tuple[int, ...] = ()
+    if kind == "partition":
+        others = tuple(chance.sample(rest, chance.randint(0, len(rest) - 1)))
+    elif kind in ("pair", "one-way"):
+        others = (chance.choice(rest),)
+    return Fault(begin, kind, victim, duration, chance.randint(50, 900), others)
+
+
+def _host_fault(
+    chance: random.Random, kind: str, hosts: tuple[int, ...], when: int
+) -> list[Fault]:
+    host = chance.choice(hosts)
+    later = when + chance.randint(20, 1500)
+    if kind == "join-leave":
+        return [Fault(when, "stop", host), Fault(later + 600, "start", host)]
+    if kind == "crash":
+        return [Fault(when, "crash", host, value=chance.randint(0, 1))]
+    if kind == "restart":
+        return [Fault(when, "crash", host), Fault(later, "start", host)]
+    if kind == "drain":
+        return [Fault(when, "drain", host), Fault(later, "drained", host)]
+    if kind == "weight":
+        return [Fault(when, "weight", host, value=chance.choice((0, 10, 30, 60, 100)))]
+    duration = chance.choice((50, 150, 300, 390, 410, 480, 520, 700, 1500))
+    return [Fault(when, "pause", host, duration, value=chance.randint(0, 1))]

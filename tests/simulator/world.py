@@ -1,0 +1,323 @@
+"""Virtual time: an event queue, hosts with a machine and a data plane each, one network."""
+
+import heapq
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+from convergence.auth import Key
+from convergence.events import (
+    Command,
+    CommandReceived,
+    FrameReceived,
+    HostProbed,
+    Input,
+    LeaseRenewed,
+    LogEvent,
+    MapsChanged,
+    Output,
+    ProbeHost,
+    SendFrame,
+    Tick,
+)
+from convergence.machine import HostConfig, Machine
+from convergence.rules import FilteringMode, PortRule
+from tests.simulator.network import CALM, Network, Weather
+
+RULES = (
+    PortRule(None, 80, 80),
+    PortRule(None, 443, 443, filtering_mode=FilteringMode.SINGLE_HOST),
+)
+CLUSTER = IPv4Address("10.1.0.100")
+QUEUE_MAX = 400
+"""Frames that the socket of a sleeping host keeps."""
+
+
+@dataclass(slots=True)
+class Plane:
+    """A host's data plane as it stands: it goes on when the agent is dead or asleep."""
+
+    current: tuple[int, ...] = ()
+    draining: bool = False
+    valid_until_ms: int = -1
+
+    def accepts(self, now_ms: int) -> tuple[int, ...]:
+        """Maps that count now, by the host's own clock."""
+        if self.draining or now_ms > self.valid_until_ms:
+            return ()
+        return self.current
+
+
+@dataclass(slots=True)
+class Host:
+    """One simulated host; ``clock_ms`` is how far its clock is ahead of the world's."""
+
+    host_id: int
+    config: HostConfig
+    clock_ms: int
+    machine: Machine
+    plane: Plane = field(default_factory=Plane)
+    up: bool = False
+    """The agent lives."""
+    started: bool = False
+    draining: bool = False
+    paused_until_ms: int | None = None
+    holds_outputs: bool = False
+    """Asleep between deciding and writing: the outputs of the next step wait."""
+    queue: list[Input] = field(default_factory=list)
+    pending: list[Output] = field(default_factory=list)
+    tick_at_ms: int = 1 << 62
+    life: int = 0
+
+
+class World:
+    """Hosts, network and time.  Observers see every step: ``observer(world, host, outputs)``."""
+
+    def __init__(self, seed: int, weather: Weather = CALM) -> None:
+        self.random = random.Random(seed)
+        self.network = Network(weather, self.random)
+        self.now_ms = 0
+        self.steps = 0
+        self.hosts: dict[int, Host] = {}
+        self.observers: list[Callable[[World, Host, tuple[Output, ...]], None]] = []
+        self.recorded: list[tuple[int, bytes]] = []
+        self.key: Key | None = None
+        self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = 0
+
+    # ------------------------------------------------------------ time
+
+    def at(self, when_ms: int, action: Callable[..., None], *arguments: Any) -> None:
+        """Call this at that time."""
+        self._order += 1
+        heapq.heappush(self._events, (when_ms, self._order, action, arguments))
+
+    def run(self, until_ms: int) -> None:
+        """Let everything happen that is due until then."""
+        events = self._events
+        while events and events[0][0] <= until_ms:
+            self.now_ms, _order, action, arguments = heapq.heappop(events)
+            action(*arguments)
+        self.now_ms = until_ms
+
+    # ------------------------------------------------------------ hosts
+
+    def add(self, host_id: int, **changes: Any) -> Host:
+        """A stopped host; ``changes`` replace fields of its configuration."""
+        fields: dict[str, Any] = {
+            "host_id": host_id,
+            "cluster_ip_address": CLUSTER,
+            "dedicated_ip_address": IPv4Address(f"10.1.0.{host_id}"),
+            "rules": RULES,
+            "load_weights": (50,) * len(RULES),
+            "handling_priorities": (host_id,) * len(RULES),
+            "config_digest": b"12345678",
+            "key": self.key,
+            "period_ms": 100,
+        }
+        fields.update(changes)
+        name = fields.pop("name", host_id)
+        config = HostConfig(**fields)
+        # No two clocks agree: a machine that mixed them up would fail at once.
+        clock_ms = 1_000_000 + name * 777_777
+        host = Host(name, config, clock_ms, Machine(config, self.now_ms + clock_ms))
+        self.hosts[name] = host
+        return host
+
+    def start(self, name: int, force: bool = False) -> None:
+        """Boot the agent when it is down, then start the host."""
+        host = self.hosts[name]
+        if not host.up:
+            host.machine = Machine(host.config, self.now_ms + host.clock_ms)
+            host.plane = Plane()
+            host.up = True
+            host.life += 1
+            host.paused_until_ms = None
+            host.holds_outputs = False
+            host.queue.clear()
+            host.pending.clear()
+            host.tick_at_ms = 1 << 62
+        host.started = True
+        host.draining = False
+        code = self.random.getrandbits(32) | 1
+        self.command(name, Command.START, host_code=code, force=force)
+
+    def command(self, name: int, command: Command, **arguments: Any) -> None:
+        """Give a host an order."""
+        host = self.hosts[name]
+        event = CommandReceived(self.now_ms + host.clock_ms, command, **arguments)
+        self.give(host, event)
+
+    def stop(self, name: int) -> None:
+        """Hand over and leave."""
+        self.hosts[name].started = False
+        self.command(name, Command.STOP)
+
+    def drainstop(self, name: int) -> None:
+        """Nothing new from now on."""
+        self.hosts[name].draining = True
+        self.command(name, Command.DRAINSTOP)
+
+    def drained(self, name: int) -> None:
+        """The last connection is gone."""
+        self.hosts[name].started = False
+        self.command(name, Command.DRAIN_COMPLETE)
+
+    def crash(self, name: int, power_off: bool) -> None:
+        """The agent dies; its data plane goes on, unless the machine lost its power."""
+        host = self.hosts[name]
+        host.up = host.started = host.draining = False
+        host.life += 1
+        host.queue.clear()
+        host.pending.clear()
+        if power_off:
+            host.plane = Plane()
+
+    def pause(self, name: int, duration_ms: int, mid_step: bool = False) -> None:
+        """Stop the process; ``mid_step``: between its next decision and its carrying out."""
+        host = self.hosts[name]
+        if mid_step:
+            host.holds_outputs = True
+        else:
+            host.paused_until_ms = self.now_ms + duration_ms
+        self.at(self.now_ms + duration_ms, self._resume, host, host.life)
+
+    def _resume(self, host: Host, life: int) -> None:
+        if life != host.life:
+            return
+        host.paused_until_ms = None
+        host.holds_outputs = False
+        pending, host.pending = host.pending, []
+        self._carry_out(host, tuple(pending))
+        queue, host.queue = host.queue, []
+        for event in queue:
+            if isinstance(event, FrameReceived):
+                event = FrameReceived(
+                    self.now_ms + host.clock_ms,
+                    event.payload,
+                    event.received_ms,
+                    event.source_mac,
+                )
+            self.give(host, event)
+        self._tick(host, life)
+
+    # ------------------------------------------------------------ steps
+
+    def give(self, host: Host, event: Input) -> None:
+        """One input to a host's machine, now or when it wakes up."""
+        if not host.up:
+            return
+        if host.paused_until_ms is not None or host.pending:
+            if len(host.queue) < QUEUE_MAX and not isinstance(event, Tick):
+                host.queue.append(event)
+            return
+        self.steps += 1
+        outputs = host.machine.step(event)
+        if host.holds_outputs and outputs:
+            host.pending.extend(outputs)
+            return
+        self._carry_out(host, outputs)
+        self._arm(host)
+
+    def _carry_out(self, host: Host, outputs: tuple[Output, ...]) -> None:
+        for output in outputs:
+            if isinstance(output, SendFrame):
+                self._send(host, output.payload)
+            elif isinstance(output, MapsChanged):
+                plane = host.plane
+                plane.current = output.current
+                plane.draining = output.draining
+                plane.valid_until_ms = output.valid_until_ms
+            elif isinstance(output, LeaseRenewed):
+                host.plane.valid_until_ms = output.valid_until_ms
+            elif isinstance(output, ProbeHost):
+                self.at(self.now_ms + 300, self._probed, host, host.life, output)
+        if outputs:
+            for observer in self.observers:
+                observer(self, host, outputs)
+
+    def _probed(self, host: Host, life: int, probe: ProbeHost) -> None:
+        if host.life == life:
+            gone = not any(
+                one.plane.current
+                for one in self.hosts.values()
+                if one.config.dedicated_ip_address == probe.dedicated_ip_address
+            )
+            now_ms = self.now_ms + host.clock_ms
+            self.give(host, HostProbed(now_ms, probe.host_id, probe.host_code, gone))
+
+    def _arm(self, host: Host) -> None:
+        due = host.machine.next_deadline_ms() - host.clock_ms
+        if due < host.tick_at_ms:
+            due = max(due, self.now_ms)
+            host.tick_at_ms = due
+            self.at(due, self._tick, host, host.life)
+
+    def _tick(self, host: Host, life: int) -> None:
+        if life != host.life or not host.up or host.paused_until_ms is not None or host.pending:
+            return
+        if host.machine.next_deadline_ms() - host.clock_ms <= self.now_ms:
+            host.tick_at_ms = 1 << 62
+            self.give(host, Tick(self.now_ms + host.clock_ms))
+        elif self.now_ms >= host.tick_at_ms:
+            host.tick_at_ms = 1 << 62
+        self._arm(host)
+
+    # ------------------------------------------------------------ frames
+
+    def _send(self, host: Host, payload: bytes) -> None:
+        weather = self.network.weather
+        chance = self.random.random
+        arrival = self.now_ms + weather.delay_ms
+        if weather.jitter_ms or weather.duplicate:
+            for target in self._targets(host.host_id):
+                late = self.random.randint(0, weather.jitter_ms)
+                self.at(arrival + late, self._arrive, host.host_id, target, payload)
+                if chance() < weather.duplicate:
+                    late = self.random.randint(0, weather.jitter_ms)
+                    self.at(arrival + late, self._arrive, host.host_id, target, payload)
+        else:
+            self.at(arrival, self._arrive_all, host.host_id, payload)
+        if weather.replay or weather.garble:
+            self.recorded.append((host.host_id, payload))
+            if chance() < weather.replay:
+                source, old = self.random.choice(self.recorded)
+                self.at(arrival + 1, self._arrive_all, source, old)
+            if chance() < weather.garble:
+                source, old = self.random.choice(self.recorded)
+                self.at(arrival + 1, self._arrive_all, source, garbled(old, self.random))
+
+    def _targets(self, source: int) -> Iterator[int]:
+        for name in self.hosts:
+            if name != source:
+                yield name
+
+    def _arrive_all(self, source: int, payload: bytes) -> None:
+        for target in self._targets(source):
+            self._arrive(source, target, payload)
+
+    def _arrive(self, source: int, target: int, payload: bytes) -> None:
+        host = self.hosts[target]
+        network = self.network
+        if not host.up or (network.broken and not network.passes(source, target)):
+            return
+        loss = network.weather.loss
+        if loss and self.random.random() < loss:
+            return
+        now_ms = self.now_ms + host.clock_ms
+        self.give(host, FrameReceived(now_ms, payload, now_ms, bytes((2, source, 10, 1, 0, 100))))
+
+
+def garbled(payload: bytes, random_source: random.Random) -> bytes:
+    """A frame that was damaged on the way: bytes changed, cut, or appended."""
+    kind = random_source.randrange(4)
+    if kind == 0:
+        return payload[: random_source.randrange(len(payload))]
+    if kind == 1:
+        return payload + b"\0" * random_source.randint(1, 40)
+    damaged = bytearray(payload)
+    for _ in range(random_source.randint(1, 8)):
+        damaged[random_source.randrange(len(damaged))] ^= 1 << random_source.randrange(8)
+    return bytes(damaged)
