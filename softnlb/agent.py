@@ -38,7 +38,7 @@ from convergence.machine import Machine
 from softnlb import sockdiag, state
 from softnlb.answers import Answers
 from softnlb.arp_probe import ArpProbe
-from softnlb.config import ClusterConfig, load_in_child
+from softnlb.config import ClusterConfig, ConfigError, load_in_child
 from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
@@ -388,9 +388,13 @@ def run(
     os.umask(0o022)
     try:
         config = config or load_in_child(config_path)
+        for warning in config.warnings:
+            log.warning("%s", warning)
         wanted = data_plane if data_plane != "auto" else config.data_plane
         Agent(config, wanted).run(force)
     except SoftnlbError as error:
-        print(f"softnlb: {error}", file=sys.stderr)
+        # The lines of a configuration error begin with the file instead.
+        prefix = "" if isinstance(error, ConfigError) else "softnlb: "
+        print(f"{prefix}{error}", file=sys.stderr)
         return error.exit_code
     return 0

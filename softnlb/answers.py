@@ -271,7 +271,7 @@ class Answers:
             if _concerns(rule, address, port, protocol)
         )
         if not slots:
-            raise SoftnlbError("no port rule matches")
+            raise SoftnlbError("no port rule matches; a rule for All is named all:PORT")
         return slots
 
 

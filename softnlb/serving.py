@@ -108,7 +108,7 @@ def link_plan(config: ClusterConfig) -> LinkPlan:
 def table_of(
     config: ClusterConfig, maps: MapsChanged | None, rule_states: tuple[str, ...] = ()
 ) -> FilterTable:
-    """The filter table for these maps; None = a table that keeps nothing."""
+    """The filter table for these maps; None = that of a stopped host, which keeps nothing."""
     slots = config.port_rules_with_default
     states = rule_states or ("enabled",) * len(slots)
     none = (0,) * len(slots)
@@ -126,6 +126,7 @@ def table_of(
             for slot, rule in enumerate(slots)
         ),
         valid_until_ms=maps.valid_until_ms if maps else 0,
+        started=maps is not None,
         draining=maps.draining if maps else False,
         filter_icmp=config.filter_icmp,
         remote_control_port=config.remote_control_port,

@@ -5,15 +5,13 @@ import os
 from pathlib import Path
 
 from softnlb.config import ClusterConfig
-
-STATES = ("started", "stopped", "suspended")
+from softnlb.control import state_dir
 
 
 def state_directory(config: ClusterConfig) -> Path:
     """The directory of this host's own records, made if missing (0755)."""
-    base = Path(os.environ.get("SOFTNLB_STATE_DIR", "/var/lib/softnlb"))
     primary = config.cluster_ip_addresses[0].ip
-    directory = base / f"{primary}:{config.host_id}"
+    directory = state_dir() / f"{primary}:{config.host_id}"
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 
