@@ -77,7 +77,7 @@ def control_path(host: NodeProcess) -> Path:
 
 def ask(host: NodeProcess, verb: str, **args: Any) -> dict[str, Any]:
     """Ask a host's agent.  Raises NotRunningError when nobody listens."""
-    return call(control_path(host), verb, timeout_s=ASK_TIMEOUT_S, **args)
+    return call(control_path(host), verb, answer_within_s=ASK_TIMEOUT_S, **args)
 
 
 def host_status(host: NodeProcess, agent: Process | None) -> tuple[str, int]:

@@ -38,7 +38,7 @@ class LabHandle:
 
     def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """Ask the supervisor.  Raises SoftnlbError with its sentence."""
-        return call(self._path, verb, timeout_s=ASK_TIMEOUT_S, **arguments)
+        return call(self._path, verb, answer_within_s=ASK_TIMEOUT_S, **arguments)
 
     def status(self) -> dict[str, Any]:
         """As ``softnlb lab status --json``."""
