@@ -10,6 +10,7 @@ from collections.abc import Collection, Generator, Iterator
 from typing import NamedTuple
 
 from convergence.rules import ALL_BUCKETS, BUCKETS, IPAddress
+from softnlb.conntrack import Forwarded, forwarded
 from softnlb.filter import FilterTable, hash_key, hash_of, match_rule
 from softnlb.packet import TCP, UDP, Flow
 
@@ -190,18 +191,23 @@ def _idle_ms(data: bytes, at: int, end: int) -> int | None:
 
 
 def count_connections(cluster_ip_addresses: Collection[IPAddress]) -> tuple[int, float]:
-    """(connections that a draining host waits for, longest time one of them was idle in s)."""
-    number, longest_ms = 0, 0
-    for found in scan(cluster_ip_addresses, _COUNTED, with_idle_time=True):
-        number += 1
-        longest_ms = max(longest_ms, found.idle_ms or 0)
-    return number, longest_ms / 1000
+    """(connections that a draining host waits for, longest time one of them was idle in s).
+
+    Forwarded connections count, but nothing tells how long they have been idle.
+    """
+    sockets = list(scan(cluster_ip_addresses, _COUNTED, with_idle_time=True))
+    longest_ms = max((found.idle_ms or 0 for found in sockets), default=0)
+    others = sum(found.state in _COUNTED for found in forwarded(cluster_ip_addresses))
+    return len(sockets) + others, longest_ms / 1000
 
 
 def idle_maps(table: FilterTable) -> tuple[int, ...]:
     """Per slot the map of buckets in which no TCP connection to a cluster IP address lives."""
     idle = [ALL_BUCKETS] * len(table.rules)
-    for found in scan(table.cluster_ip_addresses):
+    addresses = table.cluster_ip_addresses
+    live: list[TcpSocket | Forwarded] = list(scan(addresses))
+    live += [found for found in forwarded(addresses) if found.state in _ALIVE]
+    for found in live:
         slot = match_rule(table, found.local, TCP, found.local_port)
         affinity = table.rules[slot].rule.affinity
         key = hash_key(affinity, found.remote, found.remote_port)

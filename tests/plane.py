@@ -113,9 +113,9 @@ class Bench:
         self._sockets.append(made)
         return made
 
-    def listen(self, port: int = PORT, address: str = VIP) -> None:
-        """A server on the host; ``accept`` takes its connections."""
-        self.listener = self.open(self.host)
+    def listen(self, port: int = PORT, address: str = VIP, node: Namespace | None = None) -> None:
+        """A server on the host or on another node; ``accept`` takes its connections."""
+        self.listener = self.open(node or self.host)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.listener.bind((address, port))
         self.listener.listen()
@@ -176,7 +176,10 @@ class Wire:
         self._mac, self._host_mac = mac_of(client), mac_of(host)
 
     def send(self, packet: Packet) -> None:
-        self._socket.send(bytes(Ether(src=self._mac, dst=self._host_mac) / packet))
+        self.send_bytes(bytes(Ether(src=self._mac, dst=self._host_mac) / packet))
+
+    def send_bytes(self, frame: bytes) -> None:
+        self._socket.send(frame)
 
     def tcp(self, flags: str, sport: int = 5000, dport: int = PORT, **fields: object) -> None:
         """One segment from the stranger to the cluster IP address."""
