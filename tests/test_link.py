@@ -74,7 +74,12 @@ def network(host: Namespace) -> str:
 
 def settled_network(host: Namespace) -> str:
     """Once IPv6 has finished its own start-up, which is not our doing."""
-    wait_for(lambda: "tentative" not in host.run("ip address"))
+
+    def settled() -> bool:
+        seen = host.run("ip address show eth0; ip -6 route show table local dev eth0")
+        return "fe80::" in seen and "local fe80::" in seen and "tentative" not in seen
+
+    wait_for(settled)
     return network(host)
 
 
@@ -195,7 +200,7 @@ def test_a_bridge_can_be_the_cluster_interface(pair: Cluster) -> None:
     # As on a host with virtual machines: the address is on the bridge, the cable is a port of it.
     host = pair.hosts[0]
     host.run(
-        "ip link add br0 type bridge mcast_snooping 0; ip address flush dev eth0; "
+        "ip link add br0 type bridge; ip link set br0 addrgenmode none; ip address flush dev eth0; "
         "ip link set eth0 master br0; ip address add 10.1.0.1/24 dev br0; ip link set br0 up"
     )
     # What the bridge learns meanwhile is no matter of ours.
@@ -228,7 +233,7 @@ def test_a_bridge_can_be_the_cluster_interface(pair: Cluster) -> None:
 
 def test_an_interface_with_one_mac_only_is_refused(pair: Cluster) -> None:
     host = pair.hosts[0]
-    host.run("ip link add mv0 link eth0 type macvlan mode bridge; ip link set mv0 up")
+    host.run("ip link add mv0 link eth0 type macvlan; ip link set mv0 addrgenmode none")
     before = settled_network(host)
     link = pair.link(1, "mv0")
     with pytest.raises(MachineError, match="mv0 cannot take a second MAC address"):
