@@ -38,7 +38,10 @@ class LabHandle:
 
     def ask(self, verb: str, **arguments: Any) -> dict[str, Any]:
         """Ask the supervisor.  Raises SoftnlbError with its sentence."""
-        return call(self._path, verb, answer_within_s=ASK_TIMEOUT_S, **arguments)
+        try:
+            return call(self._path, verb, answer_within_s=ASK_TIMEOUT_S, **arguments)
+        except NotRunningError as error:
+            raise NotRunningError(f"lab {self.name} has just ended") from error
 
     def status(self) -> dict[str, Any]:
         """As ``softnlb lab status --json``."""

@@ -102,7 +102,7 @@ def _supervise(spec: LabSpec, path: Path, report: Report) -> int:
         lab.start_services(lab.hosts())
         report.stage(f"HTTP service on {spec.hosts} hosts")
         if spec.agents:
-            _start_agents(lab, report)
+            _start_agents(lab, server, report)
         report.ready(lab.status())
         _loop(lab, server)
     except (SoftnlbError, OSError) as error:
@@ -127,14 +127,19 @@ def _furnish() -> None:
     os.environ["PATH"] = node_path(os.environ.get("PATH", ""))
 
 
-def _start_agents(lab: Lab, report: Report) -> None:
+def _start_agents(lab: Lab, server: ControlServer, report: Report) -> None:
     import softnlb.agent  # noqa: F401  (imported once, shared by every fork)
 
     gc.collect()
     gc.freeze()
     lab.start_agents(lab.hosts())
     report.stage(f"{lab.spec.hosts} agents")
-    lab.await_convergence(report.abandoned)
+
+    def abandoned() -> bool:
+        server.handle()  # so that `lab status` and `lab down` work meanwhile
+        return report.abandoned()
+
+    lab.await_convergence(abandoned)
     report.stage("converged")
 
 

@@ -15,11 +15,13 @@ def bridge_lines(personality: str) -> list[str]:
 
     Snooping needs a querier, or the kernel floods as if it were off; the short response interval
     (in hundredths of a second) ends the querier's waiting time after which snooping begins.
+    IGMPv3, because in version 2 a host that hears another's report keeps its own to itself, and
+    this switch would not learn its port before the next query.
     """
     snooping = int(personality != "dumb")
     return [
         f"link add {BRIDGE} type bridge stp_state 0 mcast_snooping {snooping}"
-        f" mcast_query_response_interval 10 mcast_querier {snooping}",
+        f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {snooping}",
         f"link set {BRIDGE} up",
     ]
 
