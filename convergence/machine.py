@@ -43,6 +43,7 @@ from convergence.events import (
     CommandReceived,
     FrameReceived,
     HostProbed,
+    HostState,
     IdleScanned,
     Input,
     Output,
@@ -108,6 +109,16 @@ class Machine:
     def status(self, now_ms: int) -> Status:
         """All that a query shows, as of ``now_ms``."""
         return reporting.status(self._state, now_ms)
+
+    @property
+    def host_state(self) -> HostState:
+        """The state alone, for a caller that asks after every step."""
+        return reporting.host_state(self._state)
+
+    @property
+    def rule_states(self) -> tuple[str, ...]:
+        """Per slot: "enabled", "disabled" or "draining" on this host."""
+        return tuple(rule.value for rule in self._state.rule_states)
 
     @property
     def counters(self) -> dict[str, int]:

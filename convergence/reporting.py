@@ -159,7 +159,7 @@ def status(state: State, now_ms: int) -> Status:
     members.sort(key=lambda member: member.host_id)
     return Status(
         state.config.host_id,
-        _host_state(state),
+        host_state(state),
         state.phase.label,
         state.generation,
         state.default_host_id,
@@ -172,7 +172,8 @@ def status(state: State, now_ms: int) -> Status:
     )
 
 
-def _host_state(state: State) -> HostState:
+def host_state(state: State) -> HostState:
+    """What `softnlb query` calls the stage and phase of this host."""
     if state.stage is Stage.STOPPED:
         return HostState.STOPPED
     if state.stage is not Stage.STARTED:

@@ -131,7 +131,7 @@ class Agent:
         """One input to the machine, its outputs to the world, in their order."""
         for output in self.machine.step(event):
             self._carry_out(output)
-        if self.serving is not None and self._state() == HostState.STOPPED:
+        if self.serving is not None and self.machine.host_state == HostState.STOPPED:
             self._end_serving()
 
     def _carry_out(self, output: Output) -> None:
@@ -144,14 +144,11 @@ class Agent:
             if serving.heartbeats is not None:
                 serving.heartbeats.send(output.payload)
         elif isinstance(output, MapsChanged):
-            serving.install(output, self.machine.status(boot_ms()).rule_states)
+            serving.install(output, self.machine.rule_states)
         elif isinstance(output, LeaseRenewed):
             serving.renew(output.valid_until_ms)
         elif isinstance(output, ProbeHost):
             self._probe(output)
-
-    def _state(self) -> HostState:
-        return self.machine.status(boot_ms()).state
 
     # ------------------------------------------------------------ what wakes the loop
 
@@ -240,7 +237,7 @@ class Agent:
         began_ms = self._drain_began_ms
         if began_ms is None:
             return
-        if self._state() != HostState.DRAINING:
+        if self.machine.host_state != HostState.DRAINING:
             self._drain_began_ms = self._drain_deadline_ms = None
             return
         late = self._drain_deadline_ms is not None and now_ms >= self._drain_deadline_ms
