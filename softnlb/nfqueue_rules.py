@@ -120,6 +120,7 @@ table ip {name} {{
     }}
     chain output {{
         type filter hook output priority mangle - 10; policy accept;
+        oifname "lo" accept
         ip saddr @cluster_ip_addresses tcp flags & (syn | ack) == syn | ack goto {_QUEUE_CHAIN}
     }}
     {forwarding}

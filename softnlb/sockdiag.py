@@ -16,14 +16,14 @@ from softnlb.packet import TCP, UDP, Flow
 
 _SOCK_DIAG = 4
 _BY_FAMILY = 20
-_ERROR, _DONE = 2, 3
+_ERROR = 2
 _REQUEST, _DUMP = 0x001, 0x301
 _NLMSG = struct.Struct("=IHHII")
 # inet_diag_req_v2: family, protocol, extensions, pad, states; then the socket id.
 _REQUEST_HEAD = struct.Struct("=BBBxI")
 _NO_COOKIE = b"\xff" * 8
-_DIAG_BYTES = 72
-# inet_diag_msg: family, state; ports at 4, addresses at 8 and 24, inode at 68.
+# nlmsghdr with its length and type, inet_diag_msg with state, ports, addresses and inode.
+_MESSAGE = struct.Struct("=IH11xB2xHH16s16s28xI")
 _STATE_AT = _NLMSG.size + 1
 _ID = struct.Struct("!HH16s16s")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -141,38 +141,32 @@ def scan(
             )
             done = False
             while not done:
-                done = yield from _sockets(dump.recv(_BUFFER_BYTES), family, wanted)
+                data = dump.recv(_BUFFER_BYTES)
+                done = yield from _sockets(data, family == socket.AF_INET, wanted, with_idle_time)
 
 
 def _sockets(
-    data: bytes, family: int, wanted: frozenset[bytes]
+    data: bytes, ipv4: bool, wanted: frozenset[bytes], with_idle_time: bool
 ) -> Generator[TcpSocket, None, bool]:
     """Yield the sockets of one answer; returns True when it was the last."""
     at, end = 0, len(data)
-    unpack, header = _ID.unpack_from, _NLMSG.unpack_from
-    while at + 16 <= end:
-        length, kind, _flags, _sequence, _port = header(data, at)
-        if kind == _DONE:
+    unpack, port = _MESSAGE.unpack_from, socket.ntohs
+    while at + _NLMSG.size <= end:
+        kind = data[at + 4]
+        if kind != _BY_FAMILY:
+            if kind == _ERROR:
+                error = -int.from_bytes(data[at + 16 : at + 20], "little", signed=True)
+                raise OSError(error, "sock_diag")
             return True
-        if kind == _ERROR:
-            raise OSError(
-                -int.from_bytes(data[at + 16 : at + 20], "little", signed=True), "sock_diag"
-            )
-        local_port, remote_port, local, remote = unpack(data, at + 20)
-        if family == socket.AF_INET:
-            local = local[:4]
+        length, _, state, local_port, remote_port, local, remote, inode = unpack(data, at)
+        if ipv4:
+            local, remote = local[:4], remote[:4]
         elif local[:12] == _MAPPED:
             local, remote = local[12:], remote[12:]
         if local in wanted:
-            yield TcpSocket(
-                TCP_STATES[data[at + 17]],
-                local,
-                local_port,
-                remote[: len(local)],
-                remote_port,
-                _idle_ms(data, at + 16 + _DIAG_BYTES, at + length),
-                int.from_bytes(data[at + 84 : at + 88], "little"),
-            )
+            idle_ms = _idle_ms(data, at + _MESSAGE.size, at + length) if with_idle_time else None
+            ends = (local, port(local_port), remote, port(remote_port))
+            yield TcpSocket(TCP_STATES[state], *ends, idle_ms, inode)
         at += (length + 3) & ~3
     return False
 
@@ -207,10 +201,13 @@ def idle_maps(table: FilterTable) -> tuple[int, ...]:
     addresses = table.cluster_ip_addresses
     live: list[TcpSocket | Forwarded] = list(scan(addresses))
     live += [found for found in forwarded(addresses) if found.state in _ALIVE]
+    slots: dict[tuple[bytes, int], int] = {}
     for found in live:
-        slot = match_rule(table, found.local, TCP, found.local_port)
-        affinity = table.rules[slot].rule.affinity
-        key = hash_key(affinity, found.remote, found.remote_port)
+        server = (found.local, found.local_port)
+        slot = slots.get(server)
+        if slot is None:
+            slot = slots[server] = match_rule(table, found.local, TCP, found.local_port)
+        key = hash_key(table.rules[slot].rule.affinity, found.remote, found.remote_port)
         idle[slot] &= ~(1 << hash_of(key, table.hash_seed) % BUCKETS)
     return tuple(idle)
 
