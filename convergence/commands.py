@@ -23,7 +23,7 @@ def obey(state: State, event: CommandReceived) -> None:
     elif command is Command.DRAINSTOP:
         drainstop(state)
     elif command is Command.DRAIN_COMPLETE:
-        if state.stage is not Stage.DRAINING:
+        if Stage.DRAINING not in (state.stage, state.stage_after_leaving):
             raise CommandError("the host is not draining")
         stop(state)
     elif command is Command.SET_WEIGHT:
@@ -53,8 +53,10 @@ def start(state: State, event: CommandReceived) -> None:
     state.held_by.clear()
     state.held_until_ms = 0
     state.duplicate = None
-    state.restart_after_leaving = ""
+    state.stage_after_leaving = Stage.STOPPED
     state.embargo_until_ms = 0
+    state.left.clear()
+    state.unheard_since.clear()
     state.new_code(event.host_code)
     orphans.start(state)
     lease.listen(state, "start")
@@ -68,7 +70,7 @@ def stop(state: State) -> None:
     if state.stage in (Stage.STOPPED, Stage.STOPPING):
         return
     if state.stage is Stage.LEAVING:
-        state.restart_after_leaving = ""
+        state.stage_after_leaving = Stage.STOPPED
         return
     was_draining = state.stage is Stage.DRAINING
     state.stage = Stage.STOPPING
@@ -117,10 +119,10 @@ def go_on_stopping(state: State) -> None:
 
 def _left(state: State) -> None:
     state.release_all()
-    if state.restart_after_leaving:
-        state.stage = Stage.STARTED
-        lease.start_afresh(state, state.restart_after_leaving)
-        state.restart_after_leaving = ""
+    if state.stage_after_leaving is not Stage.STOPPED:
+        state.stage = state.stage_after_leaving
+        state.stage_after_leaving = Stage.STOPPED
+        lease.start_afresh(state, "left a broken pair")
         return
     state.stage = Stage.STOPPED
     state.joining = False

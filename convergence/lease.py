@@ -146,11 +146,7 @@ def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:
 def recount(state: State) -> None:
     """A member went: whom that counts have I heard last?"""
     state.counted_ms = max(
-        (
-            peer.received_ms
-            for peer in state.heard.primary.values()
-            if counts(state, peer)
-        ),
+        (peer.received_ms for peer in state.heard.primary.values() if counts(state, peer)),
         default=-(1 << 60),
     )
 

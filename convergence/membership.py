@@ -69,14 +69,27 @@ def _hear_member(state: State, peer: Peer) -> None:
         del state.view[peer.host_id]
         text = f"Host {peer.host_id} leaves the cluster."
         state.log("host-leaving", Severity.INFO, text, host_id=peer.host_id)
+        state.left[peer.host_id] = state.now_ms
         change_view(state, f"host {peer.host_id} leaves", said.generation)
         lease.recount(state)
+        if not state.others:
+            _beware_of_unheard(state, said.view & ~peer.bit)
     elif state.known_identity[peer.host_id] != peer.identity:
         change_view(state, f"host {peer.host_id} changed its weights", said.generation)
     elif said.generation > state.generation:
         restart(state, f"host {peer.host_id} converges", said.generation)
     else:
         note_agreement(state, peer)
+
+
+def _beware_of_unheard(state: State, known: int) -> None:
+    """Alone, after the last member left: wait for the leases of hosts that only it could hear."""
+    patience_ms = state.death_ms + lease.EMBARGO_PERIODS * state.period_ms
+    for host_id, left_ms in state.left.items():
+        if state.now_ms - left_ms < patience_ms:
+            known &= ~(1 << host_id - 1)
+    if known & ~state.bit:
+        state.embargo_until_ms = state.now_ms + patience_ms
 
 
 def _become_primary(state: State, peer: Peer) -> bool:
@@ -115,6 +128,7 @@ def admit(state: State) -> None:
             common &= heard.hears(member, index, tag)
         else:
             replaced |= member.bit
+    alone = not state.others
     admitted: list[Peer] = []
     for peer in sorted(state.candidates, key=lambda one: one.host_id):
         if not peer.counts or not common & peer.bit or replaced & ~peer.bit:
@@ -135,6 +149,9 @@ def admit(state: State) -> None:
         admitted.append(peer)
     if not admitted:
         return
+    if alone:
+        # Until now its word was enough: nobody else could have given me up.
+        state.known_heard_ms = max(state.known_heard_ms, state.newcomer_heard_ms)
     for peer in admitted:
         orphans.came_back(state, peer)
     names = ", ".join(str(peer.host_id) for peer in admitted)
@@ -230,41 +247,47 @@ def lose_if_deaf(state: State, peer: Peer) -> None:
 
 
 def _leave_broken_pair(state: State) -> None:
-    """When I and a lower host id cannot hear each other but others hear both, I leave.
+    """When I and a lower host id cannot hear each other but another host hears both, I leave.
 
-    Waits one and a half times T x P, so that a take-over which the pair holds up is done within
-    2 T x P.
+    The lower one counts when it stands in the view of the host between us.  Waits one and a half
+    times T x P, so that a take-over which the pair holds up is done within 2 T x P.
     """
-    patience_ms = state.death_ms + state.death_ms // 2
-    for witness in state.view.values():
-        if not witness.statement.view & state.bit:
+    broken: set[int] = set()
+    for witness in state.heard.primary.values():
+        if not witness.counts or not witness.reports(state.index, state.tag):
             continue
-        for other in state.heard.primary.values():
-            if other.host_id > state.config.host_id or other is witness:
-                continue
-            if not witness.statement.view & other.bit:
-                continue
-            if not witness.reports(other.index, other.tag):
-                continue
-            silent = state.now_ms - other.received_ms >= patience_ms
-            if silent or _unheard_by(state, other):
-                text = f"This host and host {other.host_id} cannot hear each other; it leaves."
-                state.log("broken-pair", Severity.ERROR, text, host_id=other.host_id)
-                state.release_all()
-                state.stage = Stage.LEAVING
-                state.stop_by_ms = state.now_ms + state.death_ms
-                state.restart_after_leaving = "broken pair"
-                state.changed()
-                return
+        if state.now_ms - witness.received_ms >= state.death_ms:
+            continue
+        between = witness.statement.view & (state.bit - 1) & ~witness.bit
+        while between:
+            lowest = between & -between
+            between ^= lowest
+            index = lowest.bit_length() - 1
+            if witness.heartbeat.ages[index] != AGE_NONE and _is_broken(state, index + 1):
+                broken.add(index + 1)
+    for host_id in [one for one in state.unheard_since if one not in broken]:
+        del state.unheard_since[host_id]
+    for host_id in broken:
+        since_ms = state.unheard_since.setdefault(host_id, state.now_ms)
+        # It took T x P until either of us could know.
+        if state.now_ms - since_ms >= state.death_ms // 2:
+            text = f"This host and host {host_id} cannot hear each other; it leaves."
+            state.log("broken-pair", Severity.ERROR, text, host_id=host_id)
+            state.release_all()
+            state.stage_after_leaving = state.stage
+            state.stage = Stage.LEAVING
+            state.stop_by_ms = state.now_ms + state.death_ms
+            state.unheard_since.clear()
+            state.changed()
+            return
 
 
-def _unheard_by(state: State, other: Peer) -> bool:
-    """The other one's frames arrive, and have said for long enough that it does not hear me."""
-    if other.reports(state.index, state.tag):
-        state.unheard_since.pop(other.host_id, None)
-        return False
-    since = state.unheard_since.setdefault(other.host_id, state.now_ms)
-    return state.now_ms - since >= state.death_ms // 2
+def _is_broken(state: State, host_id: int) -> bool:
+    """I have not heard it for T x P, or it says that it has not heard me for as long."""
+    peer = state.heard.primary.get(host_id)
+    if peer is None or state.now_ms - peer.received_ms >= state.death_ms:
+        return True
+    return peer.counts and not peer.reports(state.index, state.tag)
 
 
 def _forget_silent(state: State) -> None:
@@ -273,5 +296,4 @@ def _forget_silent(state: State) -> None:
         for host_id in [one.host_id for one in known.values() if one.received_ms < limit_ms]:
             if state.view.get(host_id) is not known[host_id]:
                 del known[host_id]
-                state.unheard_since.pop(host_id, None)
     state.recompute_candidates()

@@ -141,7 +141,7 @@ class State:
     held_until_ms: int = 0
     held_by: dict[str, Holding] = field(default_factory=dict)
     stop_by_ms: int = 0
-    restart_after_leaving: str = ""
+    stage_after_leaving: Stage = Stage.STOPPED
     rule_states: list[RuleState] = field(default_factory=list)
     load_weights: list[int] = field(default_factory=list)
     # whom I hear, and who is a member beside me
@@ -153,6 +153,9 @@ class State:
     known_identity: dict[int, bytes] = field(default_factory=dict)
     """Per host id what the view digest was computed from."""
     unheard_since: dict[int, int] = field(default_factory=dict)
+    """Per host id since when I know that it and I do not hear each other."""
+    left: dict[int, int] = field(default_factory=dict)
+    """Per host id when I heard that it leaves."""
     candidates: list[Peer] = field(default_factory=list)
     others: int = 0
     view_digest: int = 0

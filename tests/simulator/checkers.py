@@ -60,15 +60,18 @@ class OneOwner(Checker):
 
     Exact, except between hosts that are parted: no way for frames, through other members, from
     each to the other.  A mute host is not parted: it hears the others and must stop.
-    ``merge_ms`` after a partition healed nothing may be owned twice any more (guarantee "merge").
+    ``merge_ms`` after a partition healed nothing may be owned twice any more (guarantee "merge");
+    when it did not heal but became a broken pair or a mute host, ``lapse_ms`` after.
     """
 
     name = "one-owner"
 
-    def __init__(self, world: World, merge_ms: int) -> None:
+    def __init__(self, world: World, merge_ms: int, lapse_ms: int) -> None:
         super().__init__(world)
         self.merge_ms = merge_ms
+        self.lapse_ms = lapse_ms
         self.parted_until: dict[tuple[int, int], int] = {}
+        self.links: object = None
 
     def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
         if any(isinstance(output, MapsChanged | LeaseRenewed) for output in outputs):
@@ -98,17 +101,22 @@ class OneOwner(Checker):
         """Links, or the hosts that could pass something on, changed: who is parted now?"""
         world = self.world
         network = world.network
-        names = sorted(world.hosts)
         relays = {one.host_id for one in world.hosts.values() if is_member(one)}
-        healed_ms = world.now_ms + self.merge_ms
+        links = network.signature(), relays
+        if links == self.links:
+            return
+        self.links = links
+        names = sorted(world.hosts)
         for place, one in enumerate(names):
             for other in names[place + 1 :]:
                 pair = (one, other)
                 if network.broken and self._parted_now(one, other, relays):
                     self.parted_until[pair] = 1 << 60
                 elif self.parted_until.get(pair) == 1 << 60:
-                    self.parted_until[pair] = healed_ms
-                    world.at(healed_ms + 1, self._merged, pair)
+                    direct = network.passes(one, other) and network.passes(other, one)
+                    patience_ms = self.merge_ms if direct else self.lapse_ms
+                    self.parted_until[pair] = world.now_ms + patience_ms
+                    world.at(world.now_ms + patience_ms + 1, self._merged, pair)
 
     def _parted_now(self, one: int, other: int, relays: set[int]) -> bool:
         network = self.world.network
@@ -161,6 +169,16 @@ class NoHole(Checker):
         self.period_ms = period_ms
         for when_ms in range(period_ms, end_ms, period_ms):
             world.at(when_ms, self._sample)
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        if not self.missing or not any(isinstance(one, MapsChanged) for one in outputs):
+            return
+        owned = host.plane.accepts(world.now_ms + host.clock_ms)
+        if any(owned):
+            self.missing = [
+                tuple(bits & ~mine for bits, mine in zip(sample, owned, strict=True))
+                for sample in self.missing
+            ]
 
     def disturbed(self) -> None:
         """Something happened that excuses a hand-over: count anew."""
@@ -292,9 +310,7 @@ class Service(Checker):
 def liveness(world: World) -> list[Violation]:
     """All that live and can hear each other report Converged with one member list."""
     found = []
-    able = sorted(
-        host.config.host_id for host in world.hosts.values() if host.up and host.started
-    )
+    able = sorted(host.config.host_id for host in world.hosts.values() if host.up and host.started)
     for host in world.hosts.values():
         if not host.up or not host.started:
             continue

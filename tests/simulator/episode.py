@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from convergence.auth import Key
-from convergence.events import Command, CommandError
+from convergence.events import Command
 from tests.simulator.checkers import (
     FailClosed,
     FewestMoves,
@@ -55,7 +55,7 @@ class Episode:
         merge_ms = 2 * period_ms + 2 * plan.weather.jitter_ms
         if not plan.exact:
             merge_ms = (tolerance + 4) * period_ms
-        self.one_owner = OneOwner(world, merge_ms)
+        self.one_owner = OneOwner(world, merge_ms, 2 * self.death_ms + merge_ms)
         self.no_hole = NoHole(world, period_ms, tolerance, self.end_ms)
         self.fewest_moves = FewestMoves(world)
         self.fewest_moves.equal = not any(one.kind in ("weight", "drain") for one in plan.faults)
@@ -109,18 +109,11 @@ class Episode:
         elif kind == "stop" and host.started:
             self.world.stop(fault.host)
         elif kind == "drain" and host.started:
-            self._command(self.world.drainstop, fault.host)
+            self.world.drainstop(fault.host)
         elif kind == "drained" and host.draining:
-            self._command(self.world.drained, fault.host)
+            self.world.drained(fault.host)
         elif kind == "weight":
             self.world.command(fault.host, Command.SET_WEIGHT, load_weight=fault.value)
-
-    def _command(self, order: object, host: int) -> None:
-        assert callable(order)
-        try:
-            order(host)
-        except CommandError:
-            pass
 
     def _crash_loop(self, fault: Fault, until_ms: int) -> None:
         world = self.world

@@ -118,9 +118,7 @@ def _long_fault(
     return Fault(begin, kind, victim, duration, chance.randint(50, 900), others)
 
 
-def _host_fault(
-    chance: random.Random, kind: str, hosts: tuple[int, ...], when: int
-) -> list[Fault]:
+def _host_fault(chance: random.Random, kind: str, hosts: tuple[int, ...], when: int) -> list[Fault]:
     host = chance.choice(hosts)
     later = when + chance.randint(20, 1500)
     if kind == "join-leave":

@@ -40,6 +40,10 @@ class Network:
         """Some link is blocked."""
         return bool(self.mute or self.deaf or self.cut or self.side)
 
+    def signature(self) -> object:
+        """Equal when all links are equal."""
+        return frozenset(self.mute), frozenset(self.deaf), frozenset(self.cut), dict(self.side)
+
     def passes(self, source: int, target: int) -> bool:
         """Frames of ``source`` can reach ``target``."""
         return not (

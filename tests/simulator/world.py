@@ -15,7 +15,6 @@ from convergence.events import (
     HostProbed,
     Input,
     LeaseRenewed,
-    LogEvent,
     MapsChanged,
     Output,
     ProbeHost,
@@ -152,7 +151,7 @@ class World:
 
     def stop(self, name: int) -> None:
         """Hand over and leave."""
-        self.hosts[name].started = False
+        self.hosts[name].started = self.hosts[name].draining = False
         self.command(name, Command.STOP)
 
     def drainstop(self, name: int) -> None:
@@ -162,7 +161,7 @@ class World:
 
     def drained(self, name: int) -> None:
         """The last connection is gone."""
-        self.hosts[name].started = False
+        self.hosts[name].started = self.hosts[name].draining = False
         self.command(name, Command.DRAIN_COMPLETE)
 
     def crash(self, name: int, power_off: bool) -> None:
