@@ -110,6 +110,10 @@ class Machine:
         """All that a query shows, as of ``now_ms``."""
         return reporting.status(self._state, now_ms)
 
+    def scan_due_ms(self) -> int | None:
+        """From when on a scan of the sockets may prove a bucket idle; None: there is none to."""
+        return orphans.scan_due_ms(self._state)
+
     @property
     def host_state(self) -> HostState:
         """The state alone, for a caller that asks after every step."""

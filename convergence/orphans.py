@@ -3,7 +3,7 @@
 from convergence.events import HostProbed, IdleScanned
 from convergence.peers import Peer
 from convergence.rules import ALL_BUCKETS
-from convergence.state import SETTLE_MS, State
+from convergence.state import SETTLE_MS, Stage, State
 
 SYN_COOKIE_MS = 120_000
 """After a SYN cookie a connection may come into being that no scan could see."""
@@ -33,6 +33,28 @@ def scanned(state: State, event: IdleScanned) -> None:
             state.idle[slot] = proven
             state.statement = None
     state.orphans_stale = True
+
+
+def scan_due_ms(state: State) -> int | None:
+    """When the next scan could prove a bucket idle that is not mine and not proven yet.
+
+    A scan walks the kernel's whole table of connections, milliseconds even when it is empty: it
+    is not done for nothing.
+    """
+    if state.stage is Stage.STOPPED:
+        return None
+    due_ms: int | None = None
+    for slot, proven in enumerate(state.idle):
+        unproven = ALL_BUCKETS & ~state.current[slot] & ~proven
+        for released_ms, released_slot, bits in state.released:
+            if released_slot == slot and released_ms + SETTLE_MS > state.now_ms:
+                if unproven & bits:
+                    settled_ms = released_ms + SETTLE_MS
+                    due_ms = settled_ms if due_ms is None else min(due_ms, settled_ms)
+                unproven &= ~bits
+        if unproven:
+            return state.now_ms
+    return due_ms
 
 
 def start(state: State) -> None:

@@ -49,6 +49,13 @@ from softnlb.serving import Serving, host_config, table_of
 log = logging.getLogger("softnlb")
 
 EVENTS_MAX = 100
+SCAN_MS = 1000
+DRAIN_SCAN_MS = 200
+"""Between two scans of the sockets: an operator watches a drain, nobody waits for an idle map."""
+
+CHECK_MS = 1000
+"""Between two looks at what stands; most changes tell themselves, a sysctl does not."""
+
 FRAMES_PER_TURN = 64
 """Heartbeats handled before the loop looks at its deadlines again."""
 
@@ -79,6 +86,7 @@ class Agent:
         self._drain_deadline_ms: int | None = None
         self._drain_began_ms: int | None = None
         self._next_scan_ms = 0
+        self._next_check_ms = 0
         self._running = True
         self._watched: tuple[int, ...] = ()
         self._restart = False
@@ -110,8 +118,11 @@ class Agent:
     def _turn(self) -> None:
         now_ms = boot_ms()
         deadline_ms = self.machine.next_deadline_ms()
+        scan_ms = self._scan_due_ms()
+        if scan_ms is not None:
+            deadline_ms = min(deadline_ms, scan_ms)
         if self.serving is not None:
-            deadline_ms = min(deadline_ms, self._next_scan_ms)
+            deadline_ms = min(deadline_ms, self._next_check_ms)
         if self._drain_deadline_ms is not None:
             deadline_ms = min(deadline_ms, self._drain_deadline_ms)
         for probe in self._probes.values():
@@ -123,9 +134,23 @@ class Agent:
             self.step(Tick(now_ms))
         self._advance_probes(now_ms)
         self._advance_drain(now_ms)
-        if self.serving is not None and now_ms >= self._next_scan_ms:
-            self._next_scan_ms = now_ms + max(200, self.config.alive_message_period_ms)
-            self._scanner.want(self.serving.table, now_ms)
+        scan_ms = self._scan_due_ms()
+        if self.serving is not None and scan_ms is not None and now_ms >= scan_ms:
+            draining = self.machine.host_state == HostState.DRAINING
+            self._next_scan_ms = now_ms + (DRAIN_SCAN_MS if draining else SCAN_MS)
+            self._scanner.want(self.serving.table, now_ms, count=draining)
+
+        if self.serving is not None and now_ms >= self._next_check_ms:
+            self._next_check_ms = now_ms + CHECK_MS
+            self._look_after()
+
+    def _scan_due_ms(self) -> int | None:
+        if self.serving is None:
+            return None
+        if self.machine.host_state == HostState.DRAINING:
+            return self._next_scan_ms
+        due_ms = self.machine.scan_due_ms()
+        return None if due_ms is None else max(due_ms, self._next_scan_ms)
 
     def step(self, event: Input) -> None:
         """One input to the machine, its outputs to the world, in their order."""

@@ -11,13 +11,12 @@ from softnlb.sockdiag import count_connections, idle_maps, syn_cookies_sent
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """One finished look: ``idle`` per slot, ``connections`` as a drain counts them."""
+    """One finished look: ``idle`` per slot; ``connections`` as a drain counts them, if asked."""
 
     began_ms: int
     idle: tuple[int, ...]
     syn_cookie_ms: int | None
-    connections: int
-    longest_idle_s: float
+    connections: int | None
 
 
 class Scanner:
@@ -25,7 +24,7 @@ class Scanner:
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._wanted: queue.SimpleQueue[tuple[FilterTable, int] | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[tuple[FilterTable, int, bool] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Scan] = queue.SimpleQueue()
         self._cookies = syn_cookies_sent()
         self._cookie_ms: int | None = None
@@ -37,11 +36,11 @@ class Scanner:
         """The end of a pipe to wait on."""
         return self._read
 
-    def want(self, table: FilterTable, now_ms: int) -> None:
-        """Begin a scan now, unless one is running."""
+    def want(self, table: FilterTable, now_ms: int, count: bool) -> None:
+        """Begin a scan now, unless one is running; ``count`` the connections too."""
         if not self._busy:
             self._busy = True
-            self._wanted.put((table, now_ms))
+            self._wanted.put((table, now_ms, count))
 
     def results(self) -> list[Scan]:
         """The scans finished since the last call."""
@@ -64,19 +63,18 @@ class Scanner:
 
     def _work(self) -> None:
         while (wanted := self._wanted.get()) is not None:
-            table, now_ms = wanted
+            table, now_ms, count = wanted
             try:
-                self._done.put(self._scan(table, now_ms))
+                self._done.put(self._scan(table, now_ms, count))
             except OSError:
                 # No answer from the kernel: no bucket is proven idle, none is drained either.
-                blank = Scan(now_ms, (0,) * len(table.rules), now_ms, -1, 0.0)
+                blank = Scan(now_ms, (0,) * len(table.rules), now_ms, None)
                 self._done.put(blank)
             os.write(self._write, b".")
 
-    def _scan(self, table: FilterTable, now_ms: int) -> Scan:
+    def _scan(self, table: FilterTable, now_ms: int, count: bool) -> Scan:
         cookies = syn_cookies_sent()
         if cookies != self._cookies:
             self._cookies, self._cookie_ms = cookies, now_ms
-        connections, longest_idle_s = count_connections(table.cluster_ip_addresses)
-        idle = idle_maps(table)
-        return Scan(now_ms, idle, self._cookie_ms, connections, longest_idle_s)
+        connections = count_connections(table.cluster_ip_addresses)[0] if count else None
+        return Scan(now_ms, idle_maps(table), self._cookie_ms, connections)
