@@ -110,6 +110,11 @@ def leave_machine() -> None:
     _call("prctl", _PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
+def in_user_namespace() -> bool:
+    """Whether this process is root of a user namespace only."""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
 def mount_proc() -> None:
     """A /proc that shows this pid namespace.  Raises MachineError."""
     try:

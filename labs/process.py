@@ -18,6 +18,10 @@ NODE_NAMESPACES = (("net", CLONE_NEWNET), ("uts", CLONE_NEWUTS), ("mnt", CLONE_N
 """What each node has of its own; the mount namespace last, because it takes /proc along."""
 
 
+WRAPPERS = "/etc/softnlb-lab"
+"""Programs that need other options in a user namespace than on the machine; exists only there."""
+
+
 class MachineProc:
     """The /proc of the machine, opened before the lab got its own: translates pids."""
 
@@ -105,7 +109,7 @@ def redirect_output(log: Path) -> None:
 def node_path(path: str) -> str:
     """PATH inside a node: this interpreter's programs first, then the machine's, with sbin."""
     first = os.path.dirname(sys.executable)
-    entries = [first, *path.split(os.pathsep), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+    entries = [first, WRAPPERS, *path.split(os.pathsep), "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
     return os.pathsep.join(dict.fromkeys(entry for entry in entries if entry))
 
 

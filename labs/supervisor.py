@@ -10,6 +10,7 @@ import json
 import os
 import select
 import selectors
+import shutil
 import signal
 import socket
 import sys
@@ -20,13 +21,14 @@ from typing import Any
 from labs.faults import inject
 from labs.lab import Lab
 from labs.namespaces import (
+    in_user_namespace,
     leave_machine,
     make_writable,
     mount_proc,
     mount_tmpfs,
     set_process_name,
 )
-from labs.process import MachineProc, node_path, redirect_output
+from labs.process import WRAPPERS, MachineProc, node_path, redirect_output
 from labs.state import socket_path
 from labs.topology import LabSpec
 from softnlb.control import ControlServer
@@ -116,15 +118,21 @@ def _supervise(spec: LabSpec, path: Path, report: Report) -> int:
 
 def _furnish() -> None:
     """The directories that a node needs for itself, and its environment."""
+    os.environ["PATH"] = node_path(os.environ.get("PATH", ""))
     mount_proc()
     mount_tmpfs("/run")
-    make_writable("/etc", "softnlb")
+    make_writable("/etc", "softnlb", os.path.basename(WRAPPERS))
+    real = shutil.which("tcpdump")
+    if in_user_namespace() and real is not None:
+        wrapper = Path(WRAPPERS, "tcpdump")
+        script = Path(__file__).with_name("tcpdump.py")
+        wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -I {script} {real} "$@"\n')
+        wrapper.chmod(0o755)
     make_writable("/var/lib", "softnlb")
     os.mkdir("/run/lock")
     redirect_output(Path("/run/lab.log"))
     for name in [name for name in os.environ if name.startswith("SOFTNLB_")]:
         del os.environ[name]
-    os.environ["PATH"] = node_path(os.environ.get("PATH", ""))
 
 
 def _start_agents(lab: Lab, server: ControlServer, report: Report) -> None:

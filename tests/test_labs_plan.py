@@ -1,0 +1,153 @@
+"""The pure parts of a lab: its plan, the switch's rules, the capture file, the map."""
+
+import io
+import json
+import struct
+import subprocess
+
+import pytest
+
+from labs.drawing import lab_map
+from labs.pcapng import Writer
+from labs.runs.bulk import interval
+from labs.snooping import group_mac, memberships
+from labs.snooping import ruleset as snooping_ruleset
+from labs.switch import PortFaults, fault_ruleset
+from labs.topology import CLIENT_POOL, LabSpec, cluster_toml, dedicated_ip_address, nodes
+from modes.plan import Mode
+from softnlb.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("choices", "word"),
+    [
+        ({"hosts": 0}, "--hosts 0"),
+        ({"hosts": 33}, "1 to 32"),
+        ({"timers": "slow"}, "nlb, fast"),
+        ({"switch": "hub"}, "dumb, linux, mac"),
+        ({"data_plane": "xdp"}, "auto, nfqueue, ebpf"),
+        ({"name": "../x"}, "--name"),
+        ({"name": ""}, "--name"),
+    ],
+)
+def test_a_wrong_choice_names_the_option_and_what_was_expected(choices, word):
+    with pytest.raises(UsageError, match=word.replace("(", "\\(")):
+        LabSpec(**choices)
+
+
+def test_a_spec_survives_its_way_to_the_supervisor():
+    spec = LabSpec(name="a", hosts=7, mode=Mode.IGMP, timers="fast", switch="mac")
+    assert LabSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_names_and_addresses_of_the_nodes():
+    plan = {node.name: node for node in nodes(32)}
+    assert list(plan)[:5] == ["switch", "router", "client1", "client2", "bystander"]
+    assert str(plan["host32"].address) == "10.1.0.32"
+    assert plan["host32"].host_id == 32
+    addresses = [node.address for node in plan.values() if node.address is not None]
+    assert len(set(addresses)) == len(addresses)
+    assert not any(address in CLIENT_POOL for address in addresses)
+    assert all(len(node.port or "") <= 15 for node in plan.values()), "interface names are short"
+    assert plan["client1"].port is None, "the client sits behind the router"
+
+
+def test_the_configuration_of_a_host_is_valid(tmp_path):
+    from softnlb.config import load
+
+    path = tmp_path / "cluster.toml"
+    path.write_text(cluster_toml(LabSpec(timers="fast", mode=Mode.IGMP), 3))
+    config = load(path)
+    assert config.host_id == 3
+    assert config.mode == Mode.IGMP
+    assert (config.alive_message_period_ms, config.alive_message_tolerance) == (100, 5)
+    assert config.dedicated_ip_address.ip == dedicated_ip_address(3)
+
+
+def test_fault_rules_say_what_is_in_force_and_nothing_else():
+    faults = PortFaults()
+    assert faults.describe() == {}
+    assert "numgen" not in fault_ruleset(faults)
+    faults.mute.add("host1")
+    faults.loss = {"host2": 2.5, "host3": 100.0}
+    faults.partition = (frozenset({"host1"}), frozenset({"host2", "router"}))
+    text = fault_ruleset(faults)
+    assert 'set mute { type ifname; elements = { "host1" }; }' in text
+    assert 'iifname "host2" numgen random mod 10000 < 250 drop' in text
+    assert 'oifname "host3" drop' in text
+    for pair in ('"host1" . "router"', '"router" . "host1"', '"host2" . "host1"'):
+        assert pair in text
+    assert '"host2" . "router"' not in text
+    faults.forget("host2")
+    assert faults.loss == {"host3": 100.0}
+    faults.forget()
+    assert faults.describe() == {}
+
+
+def test_snooping_by_mac_takes_the_lower_23_bits():
+    assert group_mac("239.255.0.100") == "01:00:5e:7f:00:64"
+    assert group_mac("224.128.1.2") == "01:00:5e:00:01:02"
+
+
+def test_memberships_come_from_the_mdb():
+    mdb = [
+        {
+            "mdb": [
+                {"dev": "br0", "port": "host1", "grp": "239.255.0.100", "state": "temp"},
+                {"dev": "br0", "port": "br0", "grp": "239.255.0.100", "state": "temp"},
+                {"dev": "br0", "port": "host1", "grp": "ff02::6a", "state": "temp"},
+            ],
+            "router": {},
+        }
+    ]
+    found = memberships(json.dumps(mdb))
+    assert found == [("01:00:5e:7f:00:64", "host1")]
+    assert '01:00:5e:7f:00:64 . "host1"' in snooping_ruleset(found)
+
+
+def test_a_capture_file_is_pcapng_with_port_names_and_directions(tmp_path):
+    file = io.BytesIO()
+    writer = Writer(file, ["host1", "router"])
+    frame = bytes.fromhex("ffffffffffff 020100000001 0800".replace(" ", "")) + bytes(47)
+    writer.frame(0, 1_700_000_000_123_456_789, frame, len(frame), to_switch=True)
+    writer.frame(1, 1_700_000_001_000_000_000, frame, len(frame), to_switch=False)
+    assert struct.unpack_from("<I", file.getvalue())[0] == 0x0A0D0D0A
+    path = tmp_path / "x.pcapng"
+    path.write_bytes(file.getvalue())
+    fields = ["frame.interface_name", "frame.time_epoch", "frame.len"]
+    options = [word for field in fields for word in ("-e", field)]
+    done = subprocess.run(
+        ["tshark", "-r", path, "-T", "fields", *options], capture_output=True, text=True, check=True
+    )
+    first, second = (line.split("\t") for line in done.stdout.splitlines())
+    assert first[0] == "host1"
+    assert float(first[1]) == pytest.approx(1_700_000_000.123456789)
+    assert first[2] == "61"
+    assert second[0] == "router"
+
+
+def test_the_map_shows_every_node_of_a_small_lab_and_shortens_a_large_one():
+    def status(hosts):
+        described = [
+            {"name": node.name, "kind": node.kind, "address": f"{node.address}/24"}
+            for node in nodes(hosts)
+        ]
+        return {
+            "name": "lab",
+            "mode": "unicast",
+            "cluster_ip_address": "10.1.0.100",
+            "nodes": described,
+        }
+
+    small = lab_map(status(4))
+    for name in ("client1", "client2", "bystander", "router", "switch", "host1", "host4"):
+        assert name in small
+    assert "26 more" in lab_map(status(32))
+    assert "host32" in lab_map(status(32))
+    assert "host1 " in lab_map(status(1))
+
+
+def test_the_interval_of_a_median_holds_it():
+    low, high = interval([0.9, 0.95, 1.0, 1.05, 0.97, 0.99, 1.01])
+    assert 0.9 <= low <= 0.99 <= high <= 1.05
+    assert interval([0.5] * 7) == (0.5, 0.5)
