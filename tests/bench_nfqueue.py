@@ -21,9 +21,9 @@ def verdict_cost(bench: Bench, rate: int, seconds: float) -> tuple[float, int, i
     syn = bytes(head / IP(src=STRANGER, dst=VIP) / TCP(sport=1, dport=80, flags="S"))
     frames = []
     for number in range(4000):
-        # Ports spread over all buckets; the checksum keeps its value when two words swap weight.
+        # Ports spread over all buckets; the sequence number makes up for them in the checksum.
         port = (1 + number * 13) & 0xFFFF
-        sequence = (0 - (port - 1)) & 0xFFFF
+        sequence = 0xFFFF - (port - 1)
         frames.append(
             syn[:34] + port.to_bytes(2, "big") + syn[36:40] + sequence.to_bytes(2, "big") + syn[42:]
         )
