@@ -2,9 +2,9 @@
 
 from convergence import conflicts, lease, orphans, phases
 from convergence.events import Command, CommandError, CommandReceived, Severity
-from convergence.heartbeat import JOINING
+from convergence.heartbeat import JOINING, LEAVING
 from convergence.rules import FilteringMode
-from convergence.state import RuleState, Stage, State
+from convergence.state import Phase, RuleState, Stage, State
 
 RULE_COMMANDS = {
     Command.ENABLE_RULE: RuleState.ENABLED,
@@ -98,7 +98,8 @@ def drainstop(state: State) -> None:
 def go_on_stopping(state: State) -> None:
     """After every input: has the hand-over ended, has everybody let go of me?"""
     if state.stage is Stage.STOPPING:
-        if any(state.current) and state.others and state.now_ms < state.stop_by_ms:
+        handed_over = state.phase is Phase.CONVERGED and not any(state.current)
+        if state.others and not handed_over and state.now_ms < state.stop_by_ms:
             return
         state.stage = Stage.LEAVING
         state.release_all()
@@ -109,7 +110,7 @@ def go_on_stopping(state: State) -> None:
     if state.stage is Stage.LEAVING:
         holders = any(
             peer.statement.view & state.bit
-            and not peer.statement.flags & JOINING
+            and not peer.statement.flags & (JOINING | LEAVING)
             and state.now_ms - peer.received_ms < state.death_ms
             for peer in state.view.values()
         )

@@ -6,10 +6,9 @@ earlier life move nothing.
 """
 
 from convergence.events import FrameReceived, Severity
-from convergence.heartbeat import AGE_NONE, NEWCOMER, Heartbeat, Statement, address
+from convergence.heartbeat import NEWCOMER, Heartbeat, Statement, address
 from convergence.lease import start_afresh
 from convergence.peers import Peer
-from convergence.rules import FilteringMode
 from convergence.state import Holding, Stage, State
 
 STRANGE_FRAMES = 3
@@ -172,34 +171,41 @@ def _alive(state: State, peer: Peer) -> bool:
     return state.now_ms - peer.received_ms < state.death_ms
 
 
+def same_priority(state: State, peer: Peer) -> int | None:
+    """The first slot of a single-host rule for which both have one handling priority."""
+    weights = state.weights()
+    for slot in state.single_host_slots:
+        if weights[slot] and weights[slot] == peer.statement.weights[slot]:
+            return slot
+    return None
+
+
 def resolve_priorities(state: State, peer: Peer) -> bool:
     """Two hosts with one handling priority on a single-host rule; True when this host yields."""
+    slot = same_priority(state, peer)
+    if slot is None:
+        return False
     said = peer.statement
-    weights = state.weights()
-    for slot, rule in enumerate(state.config.rules):
-        if rule.filtering_mode is not FilteringMode.SINGLE_HOST:
-            continue
-        if not weights[slot] or weights[slot] != said.weights[slot]:
-            continue
-        state.log_rarely(
-            "duplicate-handling-priority",
-            peer.source_mac,
-            Severity.ERROR,
-            f"Host {peer.host_id} has the same handling priority {weights[slot]} "
-            f"for port rule {slot + 1}.",
-            host_id=peer.host_id,
-            slot=slot,
-        )
-        fresh = bool(said.flags & NEWCOMER)
-        if state.newcomer and fresh:
-            loses = peer.host_id < state.config.host_id
-        elif state.newcomer != fresh:
-            loses = state.newcomer
-        else:
-            members = (state.others | state.bit).bit_count()
-            hears_me = peer.heartbeat.ages[state.index] != AGE_NONE
-            loses = hears_me and _outranks(said, members, state.config.host_id < peer.host_id)
-        if loses and state.stage is not Stage.LEAVING:
-            give_way(state, f"same handling priority as host {peer.host_id}")
-            return True
+    state.log_rarely(
+        "duplicate-handling-priority",
+        peer.source_mac,
+        Severity.ERROR,
+        f"Host {peer.host_id} has the same handling priority {said.weights[slot]} "
+        f"for port rule {slot + 1}.",
+        host_id=peer.host_id,
+        slot=slot,
+    )
+    fresh = bool(said.flags & NEWCOMER)
+    if state.newcomer and fresh:
+        yields = peer.host_id < state.config.host_id
+    elif state.newcomer != fresh:
+        yields = state.newcomer
+    else:
+        members = (state.others | state.bit).bit_count()
+        i_win_ties = state.config.host_id < peer.host_id
+        hears_me = peer.reports(state.index, state.tag)
+        yields = hears_me and _outranks(said, members, i_win_ties)
+    if yields and state.stage is not Stage.LEAVING:
+        give_way(state, f"same handling priority as host {peer.host_id}")
+        return True
     return False

@@ -38,9 +38,12 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
         state.log("nobody-hears-me", Severity.ERROR, text)
         lease.start_afresh(state, "nobody hears this host")
         return
+    quiet = before is heartbeat.statement
+    if (not quiet or state.joining) and conflicts.resolve_priorities(state, peer):
+        return
     if state.joining or state.stage is Stage.LEAVING:
         return
-    _hear_started(state, peer, before is heartbeat.statement)
+    _hear_started(state, peer, quiet)
 
 
 def _hear_started(state: State, peer: Peer, quiet: bool) -> None:
@@ -49,8 +52,6 @@ def _hear_started(state: State, peer: Peer, quiet: bool) -> None:
     if not quiet or not member:
         if not quiet:
             state.orphans_stale = True
-        if conflicts.resolve_priorities(state, peer):
-            return
         _resolve_overlap(state, peer)
     if member:
         if not quiet:
@@ -137,7 +138,7 @@ def admit(state: State) -> None:
             continue
         needed = (state.bit | state.others) & ~peer.bit
         mask = heard.hears(peer, index, tag)
-        if mask & needed != needed:
+        if mask & needed != needed or conflicts.same_priority(state, peer) is not None:
             continue
         old = state.view.get(peer.host_id)
         if old is not None and not silent_enough(state, old, peer):

@@ -216,6 +216,11 @@ class State:
         self.index = config.host_id - 1
         self.bit = 1 << self.index
         self.tag = 0
+        self.single_host_slots = tuple(
+            slot
+            for slot, rule in enumerate(config.rules)
+            if rule.filtering_mode is FilteringMode.SINGLE_HOST
+        )
         self.cluster_ip = config.cluster_ip_address.packed
 
     # ------------------------------------------------------------ what I say
@@ -331,8 +336,11 @@ class State:
 
     @property
     def default_host_id(self) -> int | None:
-        """The lowest member that is not draining; among draining ones only, the lowest."""
-        if self.stage is Stage.STOPPED or self.joining:
+        """The lowest member that is not draining; among draining ones only, the lowest.
+
+        None for a newcomer.
+        """
+        if self.stage is Stage.STOPPED or self.newcomer:
             return None
         able = [peer.host_id for peer in self.view.values() if not peer.statement.flags & DRAINING]
         if not self.draining:

@@ -218,7 +218,8 @@ class NoHole(Checker):
 
     @staticmethod
     def _able(host: Host) -> bool:
-        return host.up and host.started and not host.draining and host.paused_until_ms is None
+        bad = host.draining or host.looping or host.paused_until_ms is not None
+        return host.up and host.started and not bad
 
 
 def own_weights(host: Host) -> tuple[int, ...]:

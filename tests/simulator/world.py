@@ -39,6 +39,7 @@ class Plane:
     """A host's data plane as it stands: it goes on when the agent is dead or asleep."""
 
     current: tuple[int, ...] = ()
+    orphan: tuple[int, ...] = ()
     draining: bool = False
     valid_until_ms: int = -1
 
@@ -62,6 +63,8 @@ class Host:
     """The agent lives."""
     started: bool = False
     draining: bool = False
+    looping: bool = False
+    """It crashes again and again."""
     paused_until_ms: int | None = None
     holds_outputs: bool = False
     """Asleep between deciding and writing: the outputs of the next step wait."""
@@ -103,21 +106,23 @@ class World:
 
     # ------------------------------------------------------------ hosts
 
-    def add(self, host_id: int, **changes: Any) -> Host:
-        """A stopped host; ``changes`` replace fields of its configuration."""
+    def add(self, name: int, **changes: Any) -> Host:
+        """A stopped host; ``changes`` replace fields of its configuration.
+
+        Its name is its host id, unless a duplicate is wanted.
+        """
         fields: dict[str, Any] = {
-            "host_id": host_id,
+            "host_id": name,
             "cluster_ip_address": CLUSTER,
-            "dedicated_ip_address": IPv4Address(f"10.1.0.{host_id}"),
+            "dedicated_ip_address": IPv4Address(f"10.1.0.{name}"),
             "rules": RULES,
             "load_weights": (50,) * len(RULES),
-            "handling_priorities": (host_id,) * len(RULES),
+            "handling_priorities": (name,) * len(RULES),
             "config_digest": b"12345678",
             "key": self.key,
             "period_ms": 100,
         }
         fields.update(changes)
-        name = fields.pop("name", host_id)
         config = HostConfig(**fields)
         # No two clocks agree: a machine that mixed them up would fail at once.
         clock_ms = 1_000_000 + name * 777_777
@@ -227,6 +232,7 @@ class World:
             elif isinstance(output, MapsChanged):
                 plane = host.plane
                 plane.current = output.current
+                plane.orphan = output.orphan
                 plane.draining = output.draining
                 plane.valid_until_ms = output.valid_until_ms
             elif isinstance(output, LeaseRenewed):
