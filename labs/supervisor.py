@@ -136,7 +136,9 @@ def _furnish() -> None:
 
 
 def _start_agents(lab: Lab, server: ControlServer, report: Report) -> None:
-    import softnlb.agent  # noqa: F401  (imported once, shared by every fork)
+    import softnlb.agent
+    import softnlb.config_check
+    import softnlb.nfqueue  # noqa: F401  (imported once, shared by every fork)
 
     gc.collect()
     gc.freeze()

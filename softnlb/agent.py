@@ -21,7 +21,6 @@ from convergence.events import (
     Command,
     CommandReceived,
     FrameReceived,
-    HostProbed,
     HostState,
     IdleScanned,
     Input,
@@ -37,7 +36,7 @@ from convergence.events import (
 from convergence.machine import Machine
 from softnlb import sockdiag, state
 from softnlb.answers import Answers
-from softnlb.arp_probe import ArpProbe
+from softnlb.arp_probe import Probes
 from softnlb.config import ClusterConfig, ConfigError, load_in_child
 from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
@@ -93,7 +92,7 @@ class Agent:
         self._loop = selectors.DefaultSelector()
         self._scanner = Scanner()
         self._loop.register(self._scanner, selectors.EVENT_READ, self._scanned)
-        self._probes: dict[int, ArpProbe] = {}
+        self._probes = Probes()
         self.control = ControlServer(socket_path(config), Answers(self).answer)
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
         self._signals()
@@ -117,22 +116,21 @@ class Agent:
 
     def _turn(self) -> None:
         now_ms = boot_ms()
-        deadline_ms = self.machine.next_deadline_ms()
-        scan_ms = self._scan_due_ms()
-        if scan_ms is not None:
-            deadline_ms = min(deadline_ms, scan_ms)
-        if self.serving is not None:
-            deadline_ms = min(deadline_ms, self._next_check_ms)
-        if self._drain_deadline_ms is not None:
-            deadline_ms = min(deadline_ms, self._drain_deadline_ms)
-        for probe in self._probes.values():
-            deadline_ms = min(deadline_ms, probe.next_deadline_ms())
+        deadlines = [
+            self.machine.next_deadline_ms(),
+            self._scan_due_ms(),
+            self._next_check_ms if self.serving is not None else None,
+            self._drain_deadline_ms,
+            self._probes.next_deadline_ms(),
+        ]
+        deadline_ms = min(at_ms for at_ms in deadlines if at_ms is not None)
         for key, _ in self._loop.select(max(0, deadline_ms - now_ms) / 1000):
             key.data()
         now_ms = boot_ms()
         if now_ms >= self.machine.next_deadline_ms():
             self.step(Tick(now_ms))
-        self._advance_probes(now_ms)
+        for known in self._probes.advance(now_ms):
+            self.step(known)
         self._advance_drain(now_ms)
         scan_ms = self._scan_due_ms()
         if self.serving is not None and scan_ms is not None and now_ms >= scan_ms:
@@ -173,7 +171,7 @@ class Agent:
         elif isinstance(output, LeaseRenewed):
             serving.renew(output.valid_until_ms)
         elif isinstance(output, ProbeHost):
-            self._probe(output)
+            self._probes.ask(self.config.interface, output, boot_ms())
 
     # ------------------------------------------------------------ what wakes the loop
 
@@ -240,23 +238,6 @@ class Agent:
             now_ms = boot_ms()
             if self.serving is not None:
                 self.step(IdleScanned(now_ms, scan.began_ms, scan.idle, scan.syn_cookie_ms))
-
-    def _probe(self, wanted: ProbeHost) -> None:
-        if wanted.host_id in self._probes:
-            return
-        probe = ArpProbe(self.config.interface, wanted, boot_ms())
-        self._probes[wanted.host_id] = probe
-        self._loop.register(probe, selectors.EVENT_READ, probe.receive)
-
-    def _advance_probes(self, now_ms: int) -> None:
-        for host_id, probe in list(self._probes.items()):
-            gone = probe.advance(now_ms)
-            if gone is None:
-                continue
-            self._loop.unregister(probe)
-            probe.close()
-            del self._probes[host_id]
-            self.step(HostProbed(now_ms, host_id, probe.host_code, gone))
 
     def _advance_drain(self, now_ms: int) -> None:
         began_ms = self._drain_began_ms
@@ -340,10 +321,7 @@ class Agent:
             return
         self.serving = None
         self._unwatch()
-        for probe in self._probes.values():
-            self._loop.unregister(probe)
-            probe.close()
-        self._probes.clear()
+        self._probes.close()
         serving.stop()
         if self._restart:
             self._restart = False

@@ -5,7 +5,7 @@ A dead agent must not cost the connections that its kernel still serves.
 
 import socket
 
-from convergence.events import ProbeHost
+from convergence.events import HostProbed, ProbeHost
 from modes import arp
 
 PROBES = 3
@@ -81,3 +81,36 @@ class ArpProbe:
     def close(self) -> None:
         """No error when called twice."""
         self._socket.close()
+
+
+class Probes:
+    """The probes under way on an interface, at most one per host id."""
+
+    def __init__(self) -> None:
+        self._probes: dict[int, ArpProbe] = {}
+
+    def ask(self, interface: str, wanted: ProbeHost, now_ms: int) -> None:
+        """Begin, unless this host is being asked already."""
+        if wanted.host_id not in self._probes:
+            self._probes[wanted.host_id] = ArpProbe(interface, wanted, now_ms)
+
+    def next_deadline_ms(self) -> int | None:
+        """When to call ``advance``; None while nobody is asked."""
+        return min((probe.next_deadline_ms() for probe in self._probes.values()), default=None)
+
+    def advance(self, now_ms: int) -> list[HostProbed]:
+        """What has become known by now."""
+        known = []
+        for host_id, probe in list(self._probes.items()):
+            gone = probe.advance(now_ms)
+            if gone is not None:
+                known.append(HostProbed(now_ms, host_id, probe.host_code, gone))
+                del self._probes[host_id]
+                probe.close()
+        return known
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        for probe in self._probes.values():
+            probe.close()
+        self._probes.clear()
