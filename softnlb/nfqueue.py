@@ -169,12 +169,15 @@ def _missing() -> str | None:
 
 
 def _build(interface: str, queue_number: int, forwards: bool) -> None:
-    """nft's queue statement where the kernel has it, otherwise the NFQUEUE target."""
+    """The NFQUEUE target, which most kernels have, otherwise nft's own queue statement."""
+    nft.apply(nfqueue_rules.ruleset(interface, None, forwards))
     try:
-        nft.apply(nfqueue_rules.ruleset(interface, queue_number, forwards))
-    except MachineError:
-        nft.apply(nfqueue_rules.ruleset(interface, None, forwards))
         nfqueue_rules.add_queue_rule(interface, queue_number)
+    except DataPlaneUnavailable as neither:
+        try:
+            nft.apply(nfqueue_rules.ruleset(interface, queue_number, forwards))
+        except MachineError:
+            raise neither from None
 
 
 def _kernel_counters(interface: str) -> dict[str, int]:

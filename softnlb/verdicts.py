@@ -12,6 +12,7 @@ import pickle
 import select
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -252,11 +253,13 @@ def _child(
             verdict = verdict_callback(shared, interface, HostSockets(interface))
             queue, bound = _bind(verdict, queue_number)
         except (ImportError, OSError, DataPlaneUnavailable) as error:
-            os.write(writer, f"nfqueue: {error}".encode())
+            os.write(writer, str(error).encode())
             os._exit(1)
         os.write(writer, str(bound).encode())
         os.close(writer)
         queue.run()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
@@ -268,8 +271,8 @@ def _bind(callback: Callable[[Any], None], queue_number: int | None) -> tuple[An
     first = _QUEUE_FIRST if queue_number is None else queue_number
     count = _QUEUE_NUMBERS if queue_number is None else 1
     for number in range(first, first + count):
-        queue = NetfilterQueue()
         try:
+            queue = NetfilterQueue()
             queue.bind(
                 number,
                 callback,
@@ -282,6 +285,6 @@ def _bind(callback: Callable[[Any], None], queue_number: int | None) -> tuple[An
             continue
         return queue, number
     raise DataPlaneUnavailable(
-        f"no queue from {first} to {first + count - 1} can be bound: "
-        "root or CAP_NET_ADMIN and a kernel with nfnetlink_queue are needed"
+        f"nfqueue: none of the queues {first} to {first + count - 1} can be bound: "
+        "it takes root or CAP_NET_ADMIN, a kernel with nfnetlink_queue and a free queue"
     )

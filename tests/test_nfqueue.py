@@ -431,6 +431,17 @@ def test_without_early_demultiplexing_the_plane_refuses_with_the_remedy(bench: B
         plane.attach("eth0")
 
 
+def test_a_queue_that_is_taken_is_refused_in_one_sentence(bench: Bench) -> None:
+    first = nfqueue.NfqueuePlane(777)
+    second = nfqueue.NfqueuePlane(777)
+    with inside(bench.host):
+        first.attach("lo")
+        with pytest.raises(DataPlaneUnavailable, match="none of the queues 777 to 777"):
+            second.attach("other")
+        assert "other" not in bench.host.run("nft list tables")
+        first.detach()
+
+
 def test_counters_of_one_rule(bench: Bench) -> None:
     bench.listen()
     bench.install(0)
