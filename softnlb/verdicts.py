@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from convergence.rules import SLOTS_MAX
 from softnlb.errors import DataPlaneUnavailable, SoftnlbError
-from softnlb.filter import FilterTable, Reason, Verdict, decide
+from softnlb.filter import Clock, FilterTable, Reason, Sockets, Verdict, decide
 from softnlb.packet import Flow, parse
 from softnlb.sockdiag import SockDiag
 
@@ -152,16 +152,20 @@ class SynAcks:
 class HostSockets(SockDiag):
     """The sockets of this host, and the SYN-ACKs that passed through the queue."""
 
-    def __init__(self, interface: str) -> None:
+    def __init__(self, interface: str, syn_acks: SynAcks) -> None:
         super().__init__(interface)
-        self.syn_acks = SynAcks()
+        self._syn_acks = syn_acks
 
     def acknowledges_syn_ack(self, flow: Flow) -> bool:
-        return self.syn_acks.acknowledged_by(flow)
+        return self._syn_acks.acknowledged_by(flow)
 
 
 def verdict_callback(
-    shared: SharedTable, interface: str, sockets: HostSockets, clock: Callable[[], int] = now_ms
+    shared: SharedTable,
+    interface: str,
+    sockets: Sockets,
+    syn_acks: SynAcks,
+    clock: Clock = now_ms,
 ) -> Callable[[Any], None]:
     """What runs for every queued packet.  Reads the shared table again only when it changed."""
     words = shared.words
@@ -173,7 +177,7 @@ def verdict_callback(
         nonlocal stamp, table
         flow = parse(packet.get_payload(), interface)
         if packet.hook == _HOOK_OUTPUT:
-            sockets.syn_acks.sent(flow)
+            syn_acks.sent(flow)
             packet.accept()
             return
         words[_PACKETS] += 1
@@ -250,7 +254,9 @@ def _child(
         gc.freeze()
         warnings.simplefilter("ignore")
         try:
-            verdict = verdict_callback(shared, interface, HostSockets(interface))
+            syn_acks = SynAcks()
+            sockets = HostSockets(interface, syn_acks)
+            verdict = verdict_callback(shared, interface, sockets, syn_acks)
             queue, bound = _bind(verdict, queue_number)
         except (ImportError, OSError, DataPlaneUnavailable) as error:
             os.write(writer, str(error).encode())

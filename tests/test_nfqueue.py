@@ -328,10 +328,11 @@ def test_a_killed_verdict_process_keeps_nothing_new(bench: Bench) -> None:
     assert bench.answers()
 
 
-def test_install_ends_a_process_that_was_stopped_in_the_middle_of_a_verdict(bench: Bench) -> None:
+def test_a_stopped_verdict_process_decides_by_the_newest_table_when_it_wakes(
+    bench: Bench,
+) -> None:
     bench.listen()
     os.kill(bench.plane.process_id, signal.SIGSTOP)
-    # Stopped between two verdicts: it reads the new table and the lease when it wakes.
     bench.install(0)
     assert bench.intact()
     assert not bench.answers()
