@@ -50,7 +50,6 @@ TOOLS = (
     ("ip", "iproute2", True, "links and addresses"),
     ("bridge", "iproute2", True, "the switch of a lab"),
     ("unshare", "util-linux", False, "namespaces for this report"),
-    ("iptables", "iptables", False, "NFQUEUE where nft has no queue"),
     ("tcpdump", "tcpdump", False, "captures in a lab"),
     ("curl", "curl", False, "a client in a lab"),
 )
@@ -62,7 +61,12 @@ FEATURES = (
     ("nft-unicast", "nft rules of unicast mode", True, "nft 1.0 and Linux 5.16 or later"),
     ("nft-multicast", "nft rules of the multicast modes", True, "nft 1.0 and Linux 5.16 or later"),
     ("packet-socket", "AF_PACKET sockets", True, "a kernel with CONFIG_PACKET"),
-    ("nfqueue", "nfqueue data plane", True, "pip install 'softnlb[nfqueue]'; iptables; NFQUEUE"),
+    (
+        "nfqueue",
+        "nfqueue data plane",
+        True,
+        "pip install 'softnlb[nfqueue]'; a kernel with NFQUEUE",
+    ),
     ("links", "bridge and veth", True, "the kernel modules bridge and veth"),
 )
 

@@ -59,7 +59,7 @@ class Link:
                 )
                 self._interface = self._find()
                 self._refuse_foreign_addresses()
-                self._monitors = Monitors(self._interface.index, self.plan.nft_tables)
+                self._monitors = Monitors(self._interface.index)
                 self._sockets.callback(self._monitors.close)
                 self._recorded = self._record()
                 self._recorded.write(self._state_file)

@@ -2,25 +2,24 @@
 
 import errno
 import socket
-from collections.abc import Iterable
 
 from softnlb import netlink
 from softnlb.nft import TABLE
 
 _GROUP_LINK, _GROUP_NEIGHBOUR, _GROUP_IPV4_ADDRESS = 1, 3, 5
 _GROUP_NFTABLES = 7
+_NEWCHAIN, _DELCHAIN = 3, 5
+_NFGENMSG_BYTES = 4
 _NEWLINK, _DELLINK, _DELADDR, _DELNEIGH = 16, 17, 21, 29
 _AF_BRIDGE = 7
-_NFGENMSG_BYTES = 4
 _READS_PER_CALL = 64
 
 
 class Monitors:
     """Two netlink sockets that become readable when the network of this host is changed."""
 
-    def __init__(self, index: int, nft_tables: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, index: int) -> None:
         self._index = index
-        self._tables = {name.encode() + b"\0" for _family, name in nft_tables}
         self._route = netlink.monitor(
             netlink.ROUTE, _GROUP_LINK, _GROUP_NEIGHBOUR, _GROUP_IPV4_ADDRESS
         )
@@ -29,7 +28,7 @@ class Monitors:
 
     def read(self, monitor: socket.socket) -> bool:
         """Empty one of the sockets; True when something in it could concern us."""
-        about_us = self._about_link if monitor is self._route else self._about_table
+        about_us = self._about_link if monitor is self._route else _about_tables
         concerned = False
         for _ in range(_READS_PER_CALL):
             try:
@@ -53,10 +52,14 @@ class Monitors:
             return False
         return int.from_bytes(body[4:8], "little") == self._index
 
-    def _about_table(self, _kind: int, body: bytes) -> bool:
-        return netlink.attributes(body[_NFGENMSG_BYTES:]).get(TABLE) in self._tables
-
     def close(self) -> None:
         """No error when called twice."""
         for monitor in self.sockets:
             monitor.close()
+
+
+def _about_tables(kind: int, body: bytes) -> bool:
+    """A table of ours, the data plane's included; or any chain: address translation may be new."""
+    if kind & 0xFF in (_NEWCHAIN, _DELCHAIN):
+        return True
+    return netlink.attributes(body[_NFGENMSG_BYTES:]).get(TABLE, b"").startswith(b"softnlb_")

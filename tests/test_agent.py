@@ -96,7 +96,7 @@ class Host:
     def network(self) -> str:
         """Everything that an agent may change on the host."""
         return self.node.run(
-            "ip -o address show; ip -o link show; bridge fdb show dev eth0; nft list ruleset; "
+            "ip -o address show; ip -o link show; bridge fdb show dev eth0; nft -s list ruleset; "
             "sysctl -a 2>/dev/null | grep -E 'ipv4.conf.*(arp_|l2_multicast)'"
         )
 
@@ -291,14 +291,26 @@ def test_reload_of_what_all_must_share_joins_again(hosts: list[Host]) -> None:
     assert host.ask("params")["configuration_digest"] != before
 
 
-def test_flushed_rules_are_repaired(hosts: list[Host]) -> None:
+@pytest.mark.parametrize(
+    "deed",
+    [
+        "nft flush ruleset",
+        "nft delete table ip softnlb_queue_eth0",
+        "nft delete table arp softnlb_eth0",
+        f"ip address del {VIP}/32 dev eth0",
+        "ip link set eth0 address 02:11:22:33:44:55",
+        "bridge fdb del 02:bf:0a:01:00:64 dev eth0 self",
+        "sysctl -w net.ipv4.conf.all.arp_ignore=0",
+    ],
+)
+def test_what_others_take_away_is_put_back(hosts: list[Host], deed: str) -> None:
     host = hosts[0]
     host.start()
     host.wait_state("converged")
-    before = host.node.run("nft -s list ruleset")
-    host.node.run("nft flush ruleset")
-    wait_for(lambda: host.node.run("nft -s list ruleset") == before)
-    wait_for(lambda: VIP in host.node.run("ip -o address show dev eth0"))
+    before = host.network()
+    host.node.run(deed)
+    wait_for(lambda: "repair" in host.log())
+    wait_for(lambda: host.network() == before)
     assert host.state() == "converged"
 
 
