@@ -43,9 +43,10 @@ def main() -> int:
 
 def _demo(console: Console) -> None:
     console.print(
-        "Four hosts share the cluster IP address 10.1.0.100.  They, a switch, a router and the\n"
-        "clients are real Linux network stacks in namespaces; this machine's network is not "
-        "touched.\n"
+        "Four hosts share the cluster IP address 10.1.0.100.  They, a switch, a router and the "
+        "clients\nare real Linux network stacks in namespaces; this machine's network is not "
+        "touched.\n",
+        soft_wrap=True,
     )
     console.rule("[bold]1  Three modes, one switch", align="left")
     flooding.show(flooding.flooding(None))

@@ -1,5 +1,6 @@
 """What can go wrong in a lab, by name: the verbs of ``softnlb lab fault``."""
 
+import contextlib
 import signal
 from collections.abc import Callable
 
@@ -36,6 +37,10 @@ def kill(lab: Lab, arguments: list[str]) -> str:
     lab.switch_ports([f"link set {lab.port(name)} down" for name in names])
     for name in names:
         lab.kill_processes(name)
+        # The network namespace may live on for a minute: connections without a process, whose FIN
+        # nobody hears, hold it.  Its cable goes now, unless the kernel was faster.
+        with contextlib.suppress(SoftnlbError):
+            lab.switch_ports([f"link delete {lab.port(name)}"])
     return f"{', '.join(names)}: powered off"
 
 

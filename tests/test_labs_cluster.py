@@ -1,0 +1,241 @@
+"""Whole clusters in namespaces with real TCP clients: one owner per connection, faults, drains.
+
+The figures that a user sees come from the experiments (`softnlb lab run`); these tests run the
+same code with smaller numbers.
+"""
+
+import json
+
+import pytest
+
+from labs.experiment import (
+    ask_agent,
+    await_converged,
+    burst,
+    explained_owners,
+    finish,
+    host_ids,
+    traffic,
+    witness,
+)
+from labs.load import Traffic
+from labs.runs import changes, drainstop, failover, flooding, flush, forwarding, pause
+from labs.witness import FrameCounters, answered, learned, twice
+from modes.plan import Mode
+from softnlb.errors import SoftnlbError, UsageError
+from tests.labs import lab, running
+from tests.netns import wait_for
+
+EVERYBODY = [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Four hosts, unicast, affinity none; each test leaves it converged."""
+    with running("cluster", affinity="none") as handle:
+        yield handle
+
+
+@pytest.fixture
+def cluster(shared):
+    """The shared lab, healed and whole again."""
+    yield shared
+    shared.fault("heal")
+    for host in shared.status()["hosts"]:
+        node = f"host{host['host_id']}"
+        if host["state"] in ("killed", "no agent"):
+            shared.fault("start", node)
+        elif host["state"] == "stopped":
+            ask_agent(shared, node, "start", force=False)
+    await_converged(shared, EVERYBODY)
+
+
+def test_every_connection_is_answered_by_the_one_host_that_explain_names(cluster):
+    with witness(cluster) as task:
+        result = burst(cluster, Traffic(burst=300, timeout_s=10.0))
+        seen = task.stop()
+    assert not result.failed()
+    records = answered(seen)
+    assert len(records) == 300, "the witness saw every SYN-ACK"
+    assert not twice(records)
+    by_witness = {(record.client, record.port): record.hosts for record in records}
+    flows = [(connection.client, connection.port) for connection in result.new]
+    for connection, owner in zip(result.new, explained_owners(cluster, flows), strict=True):
+        assert connection.host_id == owner
+        assert by_witness[connection.client, connection.port] == (f"host{owner}",)
+    assert set(result.served()) == set(EVERYBODY), "everybody has a share"
+
+
+def test_the_client_on_the_clusters_own_subnet_is_served_too(cluster):
+    result = burst(cluster, Traffic(burst=40, pool=False, timeout_s=10.0), node="client2")
+    assert not result.failed()
+    assert len(result.served()) > 1
+
+
+def test_query_in_a_node_shows_the_whole_cluster(cluster):
+    done = lab("exec", "--name", cluster.name, "host2", "--", "python3", "-c", QUERY)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["host_id"], answer["state"]) == (2, "converged")
+    assert answer["members"] == EVERYBODY
+    assert answer["default_host"] == 1
+
+
+QUERY = "import sys; from softnlb.cli import run; sys.exit(run(['query', '--json']))"
+
+
+def test_drainstop_breaks_nothing_and_ends_by_itself(cluster):
+    result = drainstop.measure(cluster, host_id=3, hold=40)
+    assert result["long_connections_of_the_draining_host"] > 0
+    assert result["broken"] == 0
+    assert result["draining_while_connections_lasted"]
+    assert result["new_connections_before"] > 0
+    assert result["new_connections_while_draining"] == 0
+
+
+def test_join_weight_and_leave_break_no_connection_of_others(cluster):
+    results = changes.measure(cluster, hold=40)
+    changes.set_load_weight(cluster, "host1", 50)
+    assert len(results) == 3
+    for result in results:
+        assert result["broken"] == 0, result
+        assert result["answered_by_two_hosts"] == 0, result
+
+
+def test_a_dead_host_is_replaced_and_no_other_hosts_connection_breaks(cluster):
+    result = failover.measure(cluster, host_id=2, hold=40)
+    assert result["broken_of_the_dead_host"] > 0
+    assert result["broken_of_other_hosts"] == 0
+    assert result["outage_s"] < 10.0
+    assert set(result["served_afterwards"]) == {1, 3, 4}
+    states = {host["host_id"]: host["state"] for host in cluster.status()["hosts"]}
+    assert states[2] == "killed"
+    with pytest.raises(SoftnlbError, match="was killed"):
+        cluster.output("host2", ["true"])
+
+
+def test_a_paused_agent_takes_nothing_new_and_keeps_what_it_has(cluster):
+    result = pause.measure(cluster, host_id=2, pause_s=2.0, hold=20)
+    assert result["answered_by_two_hosts"] == 0
+    assert result["broken"] == 0
+    assert result["new_connections_at_the_paused_host"] == 0
+
+
+def test_flushed_rules_come_back_and_nobody_answers_twice(cluster):
+    result = flush.measure(cluster, host_id=2, times=2)
+    assert result["repaired"]
+    assert result["answered_by_two_hosts"] == 0
+    assert result["broken"] == 0
+
+
+def test_a_dead_agent_costs_its_connections_nothing(cluster):
+    """The kernel goes on serving what it has; new connections go to the others."""
+    with traffic(cluster, Traffic(hold=30)) as task:
+        cluster.fault("agent-kill", "host3")
+        await_converged(cluster, [1, 2, 4])
+        new = burst(cluster, Traffic(burst=60, timeout_s=5.0))
+        held = finish(task)
+    assert not new.failed()
+    assert 3 not in new.served()
+    assert any(connection.host_id == 3 for connection in held.held)
+    assert not held.broken()
+
+
+@pytest.mark.parametrize(
+    ("fault", "mend"),
+    [("unplug", "replug"), ("mute", "heal"), ("deaf", "heal"), ("freeze", "thaw")],
+)
+def test_a_host_that_is_cut_off_leaves_and_comes_back(cluster, fault, mend):
+    cluster.fault(fault, "host4")
+
+    def others_went_on():
+        query = ask_agent(cluster, "host1", "query")
+        return query["state"] == "converged" and query["members"] == [1, 2, 3]
+
+    wait_for(others_went_on, 15.0)
+    cluster.fault(mend, "host4")
+    await_converged(cluster, EVERYBODY)
+
+
+def test_a_partition_makes_two_clusters_and_heals_into_one(cluster):
+    cluster.fault("partition", "host1,host2")
+    for node, members in (("host1", [1, 2]), ("host4", [3, 4])):
+        wait_for(lambda n=node, m=members: ask_agent(cluster, n, "query")["members"] == m, 15.0)
+    cluster.fault("heal")
+    await_converged(cluster, EVERYBODY)
+
+
+def test_lost_frames_alone_lose_no_host(cluster):
+    for host_id in EVERYBODY:
+        cluster.fault("loss", "5", f"host{host_id}")
+    result = burst(cluster, Traffic(burst=50, concurrency=10, timeout_s=10.0))
+    assert len(result.failed()) < 5, "TCP repairs what is lost"
+    assert cluster.status()["faults"]["loss_percent"] == {f"host{n}": 5.0 for n in EVERYBODY}
+
+
+def test_the_application_may_die_without_the_cluster_noticing(cluster):
+    """As with NLB: the host keeps its clients and refuses them."""
+    cluster.fault("app-down", "host2")
+    wait_for(lambda: burst(cluster, Traffic(burst=60)).failed())
+    assert host_ids(cluster.status(), "converged") == EVERYBODY
+    cluster.fault("app-up", "host2")
+    assert not burst(cluster, Traffic(burst=60, timeout_s=5.0)).failed()
+
+
+def test_faults_that_make_no_sense_are_refused(cluster):
+    for words, error in (
+        (("kill",), UsageError),
+        (("kill", "router"), SoftnlbError),
+        (("start", "host1"), SoftnlbError),
+        (("app-up", "host1"), SoftnlbError),
+        (("snooping", "maybe"), UsageError),
+        (("loss", "200", "host1"), UsageError),
+        (("mute", "client1"), SoftnlbError),
+        (("clear-fdb", "host1"), UsageError),
+    ):
+        with pytest.raises(error):
+            cluster.fault(*words)
+
+
+def test_the_switch_never_learns_the_cluster_mac(cluster):
+    burst(cluster, Traffic(burst=20, timeout_s=5.0))
+    macs = learned(cluster)
+    assert macs["host1"] == ["02-01-0A-01-00-64"]
+    assert not any(mac.startswith("02-BF") for port in macs.values() for mac in port)
+    cluster.fault("clear-fdb")
+
+
+def test_one_datagram_to_a_dedicated_ip_address_stays_one_frame(cluster):
+    assert forwarding.measure(cluster)["frames"] == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "switch", "percent"),
+    [(Mode.UNICAST, "dumb", 100.0), (Mode.MULTICAST, "dumb", 100.0), (Mode.IGMP, "mac", 0.0)],
+)
+def test_flooding_at_the_bystander(mode, switch, percent):
+    with running(f"flood-{mode}", mode=mode, switch=switch) as handle:
+        result = flooding.measure(handle, 60)
+    assert result["answered"] == 60
+    assert result["bystander_percent"] == percent
+    assert all(result["received_percent"][f"host{n}"] == 100.0 for n in EVERYBODY)
+    assert not result["cluster_mac_learned"]
+
+
+def test_snooping_by_ip_group_black_holes_nlb_multicast():
+    """A lesson of its own: the Linux bridge drops what it was never asked for by that group."""
+    with running("blackhole", hosts=2, mode=Mode.MULTICAST, switch="dumb") as handle:
+        assert not burst(handle, Traffic(burst=10, timeout_s=5.0)).failed()
+        counters = FrameCounters(handle)
+        handle.fault("snooping", "on")
+
+        def nothing_arrives():
+            before = counters.read()
+            failed = burst(handle, Traffic(burst=5)).failed()
+            after = counters.read()
+            arrived = after["host1"]["out"] - before["host1"]["out"]
+            return len(failed) == 5 and arrived == 0
+
+        wait_for(nothing_arrives, 15.0)
+        handle.fault("snooping", "off")
+        assert not burst(handle, Traffic(burst=10, timeout_s=5.0)).failed()
