@@ -18,12 +18,11 @@ two hosts the lease is 2 x P longer, and the one that is left alone takes the ot
 from bisect import bisect_right
 
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER
 from convergence.peers import Peer
 from convergence.phases import enter
-from convergence.state import Phase, Stage, State
+from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
 
-EMBARGO_PERIODS = 2
 SENDS_MAX = 1024
 LATE_PERIODS = 1.5
 
@@ -33,20 +32,23 @@ def hears_anybody(state: State) -> bool:
     return state.now_ms - state.counted_ms < state.death_ms
 
 
-def heard_lease_ms(state: State) -> int:
-    """Length of the lease after the newest frame known heard."""
-    return state.lease_ms + (EMBARGO_PERIODS * state.period_ms if state.two_view else 0)
+def heard_until_ms(state: State) -> int:
+    """How long being heard goes on to count.
+
+    (T - 1) x P after my newest frame known heard.  2 x P longer when the only other host heard it:
+    that one, whether a member or a newcomer, waits as much longer before it serves without me.
+    """
+    bonus_ms = EMBARGO_PERIODS * state.period_ms
+    until = state.known_heard_ms + state.lease_ms + (bonus_ms if state.two_view else 0)
+    if not state.others & ~state.newcomer_bit:
+        until = max(until, state.newcomer_heard_ms + state.lease_ms + bonus_ms)
+    return until
 
 
 def valid_until_ms(state: State) -> int:
     """The end of the lease as of the present input."""
     until = state.awake_ms + state.lease_ms
-    if hears_anybody(state):
-        heard_ms = state.known_heard_ms
-        if not state.others:
-            heard_ms = max(heard_ms, state.newcomer_heard_ms)
-        until = min(until, heard_ms + heard_lease_ms(state))
-    return until
+    return min(until, heard_until_ms(state)) if hears_anybody(state) else until
 
 
 def check_clock(state: State, now_ms: int) -> None:
@@ -99,7 +101,7 @@ def counts(state: State, peer: Peer) -> bool:
     must agree with them, so it counts only while I am alone.
     """
     flags = peer.statement.flags
-    return not flags & LEAVING and not (flags & JOINING and state.others)
+    return not flags & LEAVING and not (flags & JOINING and state.others & ~peer.bit)
 
 
 def note_counted(state: State, peer: Peer, received_ms: int) -> bool:
@@ -113,12 +115,9 @@ def note_counted(state: State, peer: Peer, received_ms: int) -> bool:
     if received_ms > state.counted_ms:
         state.counted_ms = received_ms
     said = peer.statement
-    state.two_view = said.view == (state.bit | peer.bit)
-    heard_ms = state.known_heard_ms
-    if not state.others:
-        heard_ms = max(heard_ms, state.newcomer_heard_ms)
-    patience_ms = heard_lease_ms(state) + state.period_ms
-    if not state.newcomer and received_ms - heard_ms >= patience_ms:
+    trusts_me = said.view & state.bit or said.flags & NEWCOMER
+    state.two_view = bool(trusts_me) and not (state.others | said.view) & ~(state.bit | peer.bit)
+    if not state.newcomer and received_ms >= heard_until_ms(state) + state.period_ms:
         return True
     if said.view & state.bit:
         state.known_heard_ms = max(state.known_heard_ms, _heard_of_me(state, peer, received_ms))
@@ -128,7 +127,16 @@ def note_counted(state: State, peer: Peer, received_ms: int) -> bool:
 def note_newcomer(state: State, peer: Peer, received_ms: int) -> None:
     """A newcomer that hears me will not serve without me, though I am not in its view yet."""
     heard_ms = _heard_of_me(state, peer, received_ms)
-    state.newcomer_heard_ms = max(state.newcomer_heard_ms, heard_ms)
+    if heard_ms > state.newcomer_heard_ms:
+        state.newcomer_heard_ms = heard_ms
+        state.newcomer_bit = peer.bit
+
+
+def note_new_host(state: State) -> None:
+    """A new host code: it does not know what its predecessor heard, and will not wait longer."""
+    state.two_view = False
+    state.known_heard_ms = max(state.known_heard_ms, state.newcomer_heard_ms)
+    state.newcomer_heard_ms = -(1 << 60)
 
 
 def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:

@@ -5,7 +5,7 @@ from convergence.events import ProbeHost, Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, NEWCOMER, Heartbeat, address
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
-from convergence.state import Phase, Stage, State
+from convergence.state import EMBARGO_PERIODS, Phase, Stage, State, view_digest
 
 FORGET_PERIODS = 2
 """Times T: a host that is no member is forgotten after this silence."""
@@ -29,6 +29,8 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
             # It began to take part, and waits to be heard as what it is now.
             state.heard.forget_masks()
             state.urgent = True
+    if before is None:
+        lease.note_new_host(state)
     if state.heard.primary.get(host_id) is not peer and not _become_primary(state, peer):
         return
     if peer.statement.flags & NEWCOMER:
@@ -85,7 +87,7 @@ def _hear_member(state: State, peer: Peer) -> None:
 
 def _beware_of_unheard(state: State, known: int) -> None:
     """Alone, after the last member left: wait for the leases of hosts that only it could hear."""
-    patience_ms = state.death_ms + lease.EMBARGO_PERIODS * state.period_ms
+    patience_ms = state.death_ms + EMBARGO_PERIODS * state.period_ms
     for host_id, left_ms in state.left.items():
         if state.now_ms - left_ms < patience_ms:
             known &= ~(1 << host_id - 1)
@@ -140,6 +142,8 @@ def admit(state: State) -> None:
         mask = heard.hears(peer, index, tag)
         if mask & needed != needed or conflicts.same_priority(state, peer) is not None:
             continue
+        if _comes_untimely(state, peer):
+            continue
         old = state.view.get(peer.host_id)
         if old is not None and not silent_enough(state, old, peer):
             continue
@@ -153,11 +157,31 @@ def admit(state: State) -> None:
     if alone:
         # Until now its word was enough: nobody else could have given me up.
         state.known_heard_ms = max(state.known_heard_ms, state.newcomer_heard_ms)
+        state.two_view = len(admitted) == 1
     for peer in admitted:
         orphans.came_back(state, peer)
     names = ", ".join(str(peer.host_id) for peer in admitted)
     seen = max(peer.statement.generation for peer in admitted)
     change_view(state, f"host {names} joins", seen)
+
+
+def _comes_untimely(state: State, peer: Peer) -> bool:
+    """A newcomer waits while members converge, or a host that crashes again and again would hold
+    up for ever the take-over of what it lost.  One that a member let in comes in time.
+    """
+    if state.newcomer or not peer.statement.flags & NEWCOMER or state.phase is Phase.CONVERGED:
+        return False
+    for member in state.view.values():
+        said = member.statement
+        if not said.view & peer.bit:
+            continue
+        theirs = {state.config.host_id: state.own_identity()}
+        for other in (*state.heard.primary.values(), *state.view.values(), peer):
+            if said.view & other.bit:
+                theirs[other.host_id] = other.identity
+        if view_digest(theirs) == said.view_digest:
+            return False
+    return True
 
 
 def _resolve_overlap(state: State, peer: Peer) -> None:
@@ -223,9 +247,9 @@ def _lose(state: State, dead: list[Peer]) -> None:
         if any(peer.statement.current):
             state.lost[peer.host_id, peer.code] = peer
             state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
-    patience_ms = state.death_ms + lease.EMBARGO_PERIODS * state.period_ms
+    patience_ms = state.death_ms + EMBARGO_PERIODS * state.period_ms
     if state.now_ms - state.two_view_sent_ms < patience_ms:
-        embargo_ms = lease.EMBARGO_PERIODS * state.period_ms
+        embargo_ms = EMBARGO_PERIODS * state.period_ms
         state.embargo_until_ms = state.now_ms + embargo_ms
     names = ", ".join(str(peer.host_id) for peer in dead)
     change_view(state, f"host {names} lost")
@@ -238,7 +262,11 @@ def lose_if_deaf(state: State, peer: Peer) -> None:
     Its age for me is "none" once it has not heard me for T x P.  A member that hears some of us
     but not me is no deaf host but one end of a broken pair.
     """
-    if any(peer.reports(other.index, other.tag) for other in state.view.values()):
+    others = [other for other in state.view.values() if other is not peer]
+    if any(peer.reports(other.index, other.tag) for other in others):
+        return
+    if not any(other.reports(state.index, state.tag) for other in others):
+        # Nobody else hears me either: it is I who is mute, and my lease that must end.
         return
     del state.view[peer.host_id]
     text = f"Host {peer.host_id} does not hear us; the cluster goes on without it."
@@ -253,9 +281,13 @@ def _leave_broken_pair(state: State) -> None:
     The lower one counts when it stands in the view of the host between us.  Waits one and a half
     times T x P, so that a take-over which the pair holds up is done within 2 T x P.
     """
+    if state.stage is Stage.LEAVING:
+        return
     broken: set[int] = set()
     for witness in state.heard.primary.values():
         if not witness.counts or not witness.reports(state.index, state.tag):
+            continue
+        if state.newcomer and not witness.statement.view & state.bit:
             continue
         if state.now_ms - witness.received_ms >= state.death_ms:
             continue

@@ -4,7 +4,7 @@ from convergence.buckets import target
 from convergence.events import Severity
 from convergence.heartbeat import DRAINING, NEWCOMER
 from convergence.peers import Peer
-from convergence.state import Phase, Stage, State
+from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
 
 TRANSITIONS: dict[tuple[Phase, str], Phase] = {
     # Any change of members, weights or drain flags, a higher generation, an overlap.
@@ -86,15 +86,22 @@ def newcomer_must_wait(state: State) -> bool:
     other, a group with a lower host id.
     """
     lowest = min(state.members)
+    fresh = all(peer.statement.flags & NEWCOMER for peer in state.view.values())
     for peer in state.candidates:
-        if state.now_ms - peer.received_ms >= state.death_ms:
+        patience_ms = state.death_ms
+        if not peer.statement.flags & NEWCOMER:
+            # Among two the lease is as much longer.
+            patience_ms += EMBARGO_PERIODS * state.period_ms
+        if state.now_ms - peer.received_ms >= patience_ms:
             continue
         if not peer.reports(state.index, state.tag):
             # A deaf host cannot hold up those who hear each other.
             if not state.others or peer.reports(state.index, state.tag ^ 0xFF):
                 return True
-        elif peer.counts and (not peer.statement.flags & NEWCOMER or peer.host_id < lowest):
-            return True
+        elif peer.counts:
+            established = not peer.statement.flags & NEWCOMER
+            if established or (fresh and peer.host_id < lowest):
+                return True
     return False
 
 

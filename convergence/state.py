@@ -20,6 +20,9 @@ from convergence.rules import DEFAULT_RULE, HOST_ID_MAX, FilteringMode, PortRule
 TRIGGER_GAP_MS = 5
 """At most one frame per this time, besides the periodic ones."""
 
+EMBARGO_PERIODS = 2
+"""A host left alone waits this much longer, and its lease among two is as much longer."""
+
 SETTLE_MS = 3000
 """Before a released bucket may be called idle, and a taken one may answer orphans."""
 
@@ -44,6 +47,12 @@ class Phase(IntEnum):
     def label(self) -> str:
         """The name that NLB shows in its convergence history."""
         return _LABELS[self]
+
+
+def view_digest(members: dict[int, bytes]) -> int:
+    """The digest of a view: over the identities of its members by host id."""
+    digest = hashlib.sha256(b"".join(members[host_id] for host_id in sorted(members))).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 _LABELS = {
@@ -177,7 +186,9 @@ class State:
     counted_ms: int = -(1 << 60)
     known_heard_ms: int = 0
     newcomer_heard_ms: int = -(1 << 60)
+    newcomer_bit: int = 0
     two_view: bool = False
+    """Only one other host can give me up, and it waits longer."""
     two_view_sent_ms: int = -(1 << 60)
     judge_after_ms: int = 0
     expiry_ms: int = 1 << 62
@@ -307,18 +318,19 @@ class State:
     def recompute_view(self) -> None:
         """Derive all that depends on who is a member."""
         members = {peer.host_id: peer.identity for peer in self.view.values()}
-        members[self.config.host_id] = identity(
-            self.config.host_id, self.code, self.draining, self.weights()
-        )
+        members[self.config.host_id] = self.own_identity()
         self.known_identity = members
-        digest = hashlib.sha256(b"".join(members[host] for host in sorted(members))).digest()
-        self.view_digest = int.from_bytes(digest[:8], "little")
+        self.view_digest = view_digest(members)
         self.others = 0
         for peer in self.view.values():
             self.others |= peer.bit
             self.expiry_ms = min(self.expiry_ms, peer.received_ms + self.death_ms)
         self.recompute_candidates()
         self.changed()
+
+    def own_identity(self) -> bytes:
+        """What the view digest covers of me."""
+        return identity(self.config.host_id, self.code, self.draining, self.weights())
 
     def recompute_candidates(self) -> None:
         """Hosts that are heard and are no members."""

@@ -101,7 +101,11 @@ class OneOwner(Checker):
         """Links, or the hosts that could pass something on, changed: who is parted now?"""
         world = self.world
         network = world.network
-        relays = {one.host_id for one in world.hosts.values() if is_member(one)}
+        relays = {
+            one.host_id
+            for one in world.hosts.values()
+            if is_member(one) and one.paused_until_ms is None
+        }
         links = network.signature(), relays
         if links == self.links:
             return
@@ -122,15 +126,7 @@ class OneOwner(Checker):
         network = self.world.network
         if network.reaches(one, other, relays) and network.reaches(other, one, relays):
             return False
-        return not (self._mute(one) or self._mute(other))
-
-    def _mute(self, name: int) -> bool:
-        """It hears somebody, and nobody hears it."""
-        network = self.world.network
-        others = [host.host_id for host in self.world.hosts.values() if host.up and host.started]
-        hears = any(network.passes(other, name) for other in others if other != name)
-        heard = any(network.passes(name, other) for other in others if other != name)
-        return hears and not heard
+        return not (is_mute(self.world, one) or is_mute(self.world, other))
 
     def _merged(self, pair: tuple[int, int]) -> None:
         if self.parted_until.get(pair, NEVER) >= self.world.now_ms:
@@ -143,6 +139,17 @@ class OneOwner(Checker):
         if twice:
             text = f"hosts {pair[0]} and {pair[1]} still both accept {', '.join(twice)}"
             self.violations.append(Violation("merge", now_ms, text))
+
+
+def is_mute(world: World, name: int) -> bool:
+    """It hears somebody, and nobody hears it."""
+    network = world.network
+    if not network.broken:
+        return False
+    others = [host.host_id for host in world.hosts.values() if host.up and host.started]
+    hears = any(network.passes(other, name) for other in others if other != name)
+    heard = any(network.passes(name, other) for other in others if other != name)
+    return hears and not heard
 
 
 def is_member(host: Host) -> bool:
@@ -186,7 +193,11 @@ class NoHole(Checker):
 
     def _sample(self) -> None:
         world = self.world
-        able = [host for host in world.hosts.values() if self._able(host)]
+        able = [
+            host
+            for host in world.hosts.values()
+            if self._able(host) and not is_mute(world, host.host_id)
+        ]
         if not able:
             self.missing.clear()
             return

@@ -1,0 +1,146 @@
+"""Message authentication of heartbeats and the replay rule."""
+
+import hashlib
+import hmac
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convergence.auth import SENDERS_MAX, Key, ReplayGuard, sign, verify
+from convergence.events import Command, FrameReceived, LogEvent, MapsChanged, SendFrame
+from convergence.heartbeat import FRAME_BYTES
+from tests.simulator.world import World
+
+KEY = Key(1, bytes(range(32)))
+PAYLOAD = bytes(range(256)) * 6
+PAYLOAD = PAYLOAD[:FRAME_BYTES]
+
+
+def test_the_mac_is_hmac_sha256_cut_to_16_bytes_over_the_first_1480() -> None:
+    signed = sign(PAYLOAD, KEY)
+    assert signed[:1480] == PAYLOAD[:1480]
+    assert signed[1480:] == hmac.new(KEY.secret, PAYLOAD[:1480], hashlib.sha256).digest()[:16]
+
+
+def test_a_golden_mac() -> None:
+    """So that another implementation can be compared."""
+    assert sign(bytes(FRAME_BYTES), KEY)[1480:].hex() == "031d8686fdce4fbed023ada6deb5a8d6"
+
+
+@given(st.integers(0, FRAME_BYTES - 1), st.integers(1, 255))
+def test_any_changed_byte_is_noticed(place: int, change: int) -> None:
+    signed = bytearray(sign(PAYLOAD, KEY))
+    assert verify(bytes(signed), KEY)
+    signed[place] ^= change
+    assert not verify(bytes(signed), KEY)
+
+
+def test_another_secret_does_not_verify() -> None:
+    assert not verify(sign(PAYLOAD, KEY), Key(1, b"x" * 32))
+
+
+def test_a_secret_does_not_show() -> None:
+    assert "secret" not in repr(Key(3, b"secret"))
+
+
+def test_replay_rule() -> None:
+    """A sequence number must be above the last of that host code."""
+    guard = ReplayGuard()
+    assert guard.is_fresh(1, 1000, 5)
+    assert not guard.is_fresh(1, 1000, 5)
+    assert not guard.is_fresh(1, 1000, 4)
+    assert guard.is_fresh(1, 1000, 6)
+    assert guard.is_fresh(1, 2000, 1), "a restarted host counts anew"
+    assert not guard.is_fresh(1, 1000, 6), "and the old code stays remembered"
+    assert guard.is_fresh(2, 1000, 1), "another host id is another sender"
+
+
+def test_replay_memory_is_bounded() -> None:
+    guard = ReplayGuard()
+    for code in range(SENDERS_MAX + 10):
+        assert guard.is_fresh(1, code, 1)
+    assert not guard.is_fresh(1, SENDERS_MAX + 9, 1)
+    assert guard.is_fresh(1, 0, 1), "the oldest one was forgotten"
+
+
+def signed_pair() -> tuple[World, dict[int, list[bytes]]]:
+    """Two converged hosts with a key, and every frame that they sent."""
+    world = World(1)
+    world.key = KEY
+    sent: dict[int, list[bytes]] = {1: [], 2: []}
+    world.observers.append(
+        lambda _world, host, outputs: sent[host.host_id].extend(
+            output.payload for output in outputs if isinstance(output, SendFrame)
+        )
+    )
+    for host_id in (1, 2):
+        world.add(host_id)
+        world.start(host_id)
+    world.run(1000)
+    return world, sent
+
+
+def test_frames_are_signed() -> None:
+    _world, sent = signed_pair()
+    assert all(verify(payload, KEY) for payload in sent[1] + sent[2])
+
+
+def test_the_mac_is_checked_before_replay_state_is_touched() -> None:
+    """A forged frame with a large sequence number must not shut the real host up."""
+    world, sent = signed_pair()
+    host = world.hosts[1]
+    forged = bytearray(sent[2][-1])
+    forged[1396:1404] = b"\xff" * 8
+    now_ms = world.now_ms + host.clock_ms
+    outputs = host.machine.step(FrameReceived(now_ms, bytes(forged), now_ms, b"\x02" * 6))
+    assert not any(isinstance(output, MapsChanged | SendFrame) for output in outputs)
+    assert [one.name for one in outputs if isinstance(one, LogEvent)] == ["unverifiable"]
+    world.run(3000)
+    status = host.machine.status(world.now_ms + host.clock_ms)
+    assert [member.host_id for member in status.members] == [1, 2]
+    assert status.convergence_count == 1
+
+
+@pytest.mark.parametrize("age", [1, 5, 12])
+def test_a_replayed_frame_changes_nothing(age: int) -> None:
+    world, sent = signed_pair()
+    host = world.hosts[1]
+    now_ms = world.now_ms + host.clock_ms
+    before = host.machine.status(now_ms)
+    outputs = host.machine.step(FrameReceived(now_ms, sent[2][-age], now_ms, b"\x02" * 6))
+    assert not any(isinstance(output, MapsChanged | SendFrame) for output in outputs)
+    # That the process runs is a sign of life; nothing else came of the frame.
+    after = host.machine.status(now_ms)
+    assert replace(after, valid_until_ms=0) == replace(before, valid_until_ms=0)
+    assert host.machine.counters == {"replayed": 1}
+
+
+def test_keys_rotate_without_a_gap() -> None:
+    """A host believes its old keys too, so that the active key can move host by host."""
+    world = World(1)
+    new = Key(2, b"n" * 32)
+    world.add(1, key=KEY, old_keys=(new,))
+    world.add(2, key=new, old_keys=(KEY,))
+    world.start(1)
+    world.start(2)
+    world.run(1000)
+    for host in world.hosts.values():
+        status = host.machine.status(world.now_ms + host.clock_ms)
+        assert [member.host_id for member in status.members] == [1, 2]
+
+
+def test_a_host_with_a_key_does_not_believe_one_without() -> None:
+    world = World(1)
+    world.add(1, key=KEY)
+    world.add(2)
+    world.start(1)
+    world.run(1000)
+    world.start(2)
+    world.run(3000)
+    assert world.hosts[1].machine.counters["unverifiable"] > 3
+    assert not any(world.hosts[2].plane.current), "a starting host is held back"
+    world.command(2, Command.START, force=True)
+    world.run(5000)
+    assert any(world.hosts[2].plane.current), "force overrides"
