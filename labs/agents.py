@@ -20,39 +20,43 @@ LOG = Path("/run/softnlb/agent.log")
 ASK_TIMEOUT_S = 1.0
 
 
-def load_configs(
-    spec: LabSpec, hosts: list[NodeProcess], proc: MachineProc
-) -> dict[str, "ClusterConfig"]:
-    """Write the configuration file of each host into its node, where none is, and read it.
+class ConfigReader:
+    """Writes the configuration file of each host into its node, where none is, and reads it.
 
-    One child reads all of them, so that what it takes to check a file is loaded once and never
-    stays in the memory of an agent.
+    One child reads all of them while the supervisor goes on: what it takes to check a file is
+    loaded once, and never stays in the memory of an agent.
     """
-    read_end, write_end = os.pipe()
 
-    def read() -> None:
-        from softnlb.config import load
+    def __init__(self, spec: LabSpec, hosts: list[NodeProcess], proc: MachineProc) -> None:
+        read_end, write_end = os.pipe()
 
-        configs = {}
-        for host in hosts:
-            enter_node(host.pid)
-            os.chdir("/")
-            if not CONFIG.exists():
-                CONFIG.write_text(cluster_toml(spec, host.node.host_id or 0))
-            configs[host.node.name] = load(CONFIG)
-        with os.fdopen(write_end, "wb") as pipe:
-            pickle.dump(configs, pipe)
+        def read() -> None:
+            from softnlb.config import load
 
-    child = fork("lab:config", proc, read, log=None)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        answer = pipe.read()
-    os.waitpid(child.pid, 0)
-    child.ended = True
-    if not answer:
-        raise SoftnlbError("the configuration of the hosts could not be read")
-    configs: dict[str, ClusterConfig] = pickle.loads(answer)
-    return configs
+            configs = {}
+            for host in hosts:
+                enter_node(host.pid)
+                os.chdir("/")
+                if not CONFIG.exists():
+                    CONFIG.write_text(cluster_toml(spec, host.node.host_id or 0))
+                configs[host.node.name] = load(CONFIG)
+            with os.fdopen(write_end, "wb") as pipe:
+                pickle.dump(configs, pipe)
+
+        self._child = fork("lab:config", proc, read, log=None)
+        os.close(write_end)
+        self._pipe = os.fdopen(read_end, "rb")
+
+    def configs(self) -> dict[str, "ClusterConfig"]:
+        """By node name.  Raises SoftnlbError when a file is wrong."""
+        with self._pipe:
+            answer = self._pipe.read()
+        os.waitpid(self._child.pid, 0)
+        self._child.ended = True
+        if not answer:
+            raise SoftnlbError("the configuration of the hosts could not be read")
+        configs: dict[str, ClusterConfig] = pickle.loads(answer)
+        return configs
 
 
 def start_agent(config: "ClusterConfig", host: NodeProcess, proc: MachineProc) -> Process:

@@ -5,7 +5,7 @@ import time
 
 from rich.console import Console
 
-from labs.experiment import lab_for, own_name
+from labs.experiment import ask_agent, await_converged, lab_for, own_name
 from labs.runs import drainstop, failover, flooding
 from labs.topology import LabSpec
 from softnlb.errors import SoftnlbError
@@ -54,7 +54,8 @@ def _demo(console: Console) -> None:
     with lab_for(None, spec) as lab:
         console.rule("[bold]2  Planned maintenance: drainstop", align="left")
         drainstop.show(drainstop.measure(lab, host_id=3, hold=HOLD))
-        lab.fault("kill", "host3")
+        ask_agent(lab, "host3", "start", force=False)
+        await_converged(lab, [1, 2, 3, 4])
         console.rule("[bold]3  Unplanned: a host loses its power", align="left")
         failover.show([failover.measure(lab, host_id=2, hold=HOLD)])
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from labs.agents import ask, host_status, load_configs, start_agent
+from labs.agents import ConfigReader, ask, host_status, start_agent
 from labs.node import NodeProcess, run_batch, run_tool
 from labs.process import MachineProc, Process, enter_node, fork, processes_in
 from labs.service import serve
@@ -35,14 +35,20 @@ class Lab:
         self.unplugged: set[str] = set()
         self.frozen: set[str] = set()
         self._others: list[Process] = []
+        self._reader: ConfigReader | None = None
 
     # ------------------------------------------------------------ building
 
-    def build_network(self) -> None:
-        """Nodes, switch, cables, addresses."""
+    def start_nodes(self) -> None:
+        """Begin to make the nodes, which takes the kernel a while."""
         self.nodes = {name: NodeProcess(node, self.proc) for name, node in self.plan.items()}
+
+    def build_network(self) -> None:
+        """Switch, cables, addresses, once the nodes exist."""
         for node in self.nodes.values():
             node.await_namespaces()
+        if self.spec.agents:
+            self._reader = ConfigReader(self.spec, self._running(self.hosts()), self.proc)
         lines = bridge_lines(self.spec.switch)
         for node in self.nodes.values():
             if node.node.port is not None:
@@ -71,7 +77,9 @@ class Lab:
 
     def start_agents(self, names: list[str]) -> None:
         """The agents of these hosts; they are not awaited."""
-        configs = load_configs(self.spec, [self.nodes[name] for name in names], self.proc)
+        reader = self._reader or ConfigReader(self.spec, self._running(names), self.proc)
+        self._reader = None
+        configs = reader.configs()
         for name in names:
             self.agents[name] = start_agent(configs[name], self.nodes[name], self.proc)
 
@@ -96,6 +104,9 @@ class Lab:
     def hosts(self) -> list[str]:
         """Names of the cluster hosts in order of their ids."""
         return [name for name, node in self.plan.items() if node.kind == "host"]
+
+    def _running(self, names: list[str]) -> list[NodeProcess]:
+        return [self.nodes[name] for name in names]
 
     def host(self, name: str) -> NodeProcess:
         """A host by name.  Raises SoftnlbError for anything else."""

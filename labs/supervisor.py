@@ -99,6 +99,9 @@ def _supervise(spec: LabSpec, path: Path, report: Report) -> int:
         server = ControlServer(path, answer)
         _furnish()
         report.stage("namespaces of its own")
+        lab.start_nodes()
+        if spec.agents:
+            _import_agent()
         lab.build_network()
         report.stage(f"{len(lab.nodes)} nodes, their cables and a {spec.switch} switch")
         lab.start_services(lab.hosts())
@@ -135,13 +138,16 @@ def _furnish() -> None:
         del os.environ[name]
 
 
-def _start_agents(lab: Lab, server: ControlServer, report: Report) -> None:
+def _import_agent() -> None:
+    """Once, for every agent that is forked; meanwhile the kernel makes the nodes."""
     import softnlb.agent
-    import softnlb.config_check
-    import softnlb.nfqueue  # noqa: F401  (imported once, shared by every fork)
+    import softnlb.nfqueue  # noqa: F401
 
     gc.collect()
     gc.freeze()
+
+
+def _start_agents(lab: Lab, server: ControlServer, report: Report) -> None:
     lab.start_agents(lab.hosts())
     report.stage(f"{lab.spec.hosts} agents")
 
