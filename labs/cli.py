@@ -70,7 +70,7 @@ def verb(function: Verb) -> Verb:
 )
 @verb
 def up(name: str, as_json: bool, switch: str | None, mode: str, **choices: Any) -> None:
-    """Start a lab and return when all hosts are converged."""
+    """Start a lab and wait for convergence."""
     from labs.topology import LabSpec
     from labs.up import start_lab
 
@@ -102,7 +102,7 @@ def up(name: str, as_json: bool, switch: str | None, mode: str, **choices: Any) 
 @lab.command()
 @verb
 def status(name: str, as_json: bool) -> None:
-    """Hosts, their states and buckets, and the nodes."""
+    """Show hosts, states and buckets."""
     from labs.handle import LabHandle
 
     facts = LabHandle(name).status()
@@ -119,7 +119,9 @@ def status(name: str, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @verb
 def execute(name: str, as_json: bool, node: str, command: tuple[str, ...]) -> int:
-    """Run a command in a node: ``softnlb lab exec client1 -- curl -s http://10.1.0.100/``.
+    """Run a command in a node.
+
+    softnlb lab exec client1 -- curl -s http://10.1.0.100/
 
     Passes on standard streams and the exit status.  With --json the command's output and status
     come as one document.
@@ -151,7 +153,9 @@ def shell(name: str, as_json: bool, node: str) -> int:
 @click.argument("arguments", nargs=-1)
 @verb
 def fault(name: str, as_json: bool, fault: str, arguments: tuple[str, ...]) -> None:
-    """Break something, or mend it: ``softnlb lab fault kill host2``.
+    """Break something, or mend it.
+
+    softnlb lab fault kill host2
 
     \b
     kill start             power a host off and on
@@ -216,7 +220,10 @@ def down(name: str, as_json: bool, everything: bool) -> None:
 @click.argument("port", type=click.IntRange(0, 65535), default=8080)
 @verb
 def open_port(name: str, as_json: bool, port: int) -> None:
-    """Reach the cluster from this machine: relay 127.0.0.1:PORT through client1 to the VIP."""
+    """Show the cluster to your browser.
+
+    Relays 127.0.0.1:PORT of this machine through client1 to the cluster IP address.
+    """
     from labs.handle import LabHandle
     from labs.relay import relay
 
@@ -245,11 +252,13 @@ def capture(
     count: int | None,
     seconds: float | None,
 ) -> None:
-    """Capture at ports of the switch into one pcapng: ``softnlb lab capture host1 host2 -w f``.
+    """Capture frames at the switch.
+
+    softnlb lab capture host1 host2 -w lab.pcapng
 
     Without PORTS at all of them.  Each port is an interface of its own in the file.  The switch's
     side of the cable shows every frame, also those that the host drops.
-    For Wireshark: ``softnlb lab capture | wireshark -k -i -``.
+    For Wireshark: softnlb lab capture | wireshark -k -i -
     """
     from labs.capture import capture_to
     from labs.handle import LabHandle
@@ -282,13 +291,15 @@ class Runs(click.Group):
         from importlib import import_module
 
         command: click.Command = import_module(f"labs.runs.{cmd_name}").command
+        command.short_help = (command.help or "").partition("\n")[0]
         return command
 
 
 lab.add_command(
     Runs(
         name="run",
-        help="An experiment: starts labs of its own, measures, prints a table, leaves nothing.",
+        help="Run an experiment.\n\nIt starts labs of its own, measures, prints a table and leaves "
+        "nothing running.",
     )
 )
 
