@@ -63,15 +63,19 @@ def send(state: State) -> None:
     ages = bytearray(_NO_AGES)
     tags = bytearray(HOST_ID_MAX)
     now_ms, death_ms = state.now_ms, state.death_ms
-    for peer in state.heard.primary.values():
+    heard = state.heard.primary
+    if state.strangers or state.duplicate:
+        # Hosts that cannot be members must know that they are heard, too: one of us yields.
+        known = {peer.index: peer for peer in (*state.strangers.values(), *heard.values())}
+        if state.duplicate:
+            known[state.index] = state.duplicate
+        heard = known
+    for peer in heard.values():
         age_ms = now_ms - peer.received_ms
         if age_ms < death_ms:
-            ages[peer.index] = age_ms * AGE_UNITS // death_ms
-            tags[peer.index] = peer.tag
-    other = state.duplicate
-    if other is not None and now_ms - other.received_ms < death_ms:
-        ages[state.index] = (now_ms - other.received_ms) * AGE_UNITS // death_ms
-        tags[state.index] = other.tag
+            index = peer.index
+            ages[index] = age_ms * AGE_UNITS // death_ms
+            tags[index] = peer.tag
     key = state.config.key
     heartbeat = Heartbeat(statement, state.sequence, bytes(ages), bytes(tags), key.id if key else 0)
     payload = encode(heartbeat)

@@ -1,0 +1,172 @@
+"""The simulator: fixed seeds hold every guarantee, and every checker can fail."""
+
+import random
+
+import pytest
+
+from convergence import lease, membership, phases
+from convergence.rules import ALL_BUCKETS
+from convergence.state import State
+from tests.simulator import checkers
+from tests.simulator.episode import Episode, run_seed
+from tests.simulator.faults import KINDS, Fault, Options, options, size
+from tests.simulator.network import Weather
+
+FIXED = tuple(range(100))
+
+# Seeds that once showed a bug of the protocol, and which.
+REGRESSIONS = {
+    112: "tolerance 3 and synchronous hosts: leases lapsed between two reports",
+    143: "a deaf newcomer served while a mute lone host's lease still ran",
+    408: "a draining host that left a broken pair forgot that it drained",
+    644: "a crash loop",
+    839: "the last relay between a deaf host and another one stopped",
+    895: "the relay of a one-way pair left, and the newcomer served at once",
+    966: "a pair was parted, then a newcomer heard both halves",
+    2573: "a leaving host left a second time and never came back",
+    3128: "each life of a crash loop was let in just before it ended",
+    3187: "a newcomer that stopped while joining made a lone host's lease lapse",
+    3828: "a newcomer with an established partner waited for another newcomer",
+    4391: "a mute host took its only partner for deaf and took its buckets",
+    4690: "two hosts, one mute, with one's patience shorter than the other's lease",
+}
+
+
+@pytest.mark.parametrize("seed", FIXED)
+def test_fixed_seed(seed: int) -> None:
+    result = run_seed(seed)
+    assert not result.violations, f"{result.violations}\nreplay: {result.replay_command}"
+
+
+@pytest.mark.parametrize("seed", REGRESSIONS, ids=str)
+def test_regression(seed: int) -> None:
+    result = run_seed(seed)
+    assert not result.violations, f"{REGRESSIONS[seed]}: {result.violations}"
+
+
+def test_a_seed_is_an_episode() -> None:
+    """Same seed, same options, same steps."""
+    assert options(17) == options(17)
+    first, second = run_seed(17), run_seed(17)
+    assert first.steps == second.steps
+    assert first.replay_command == "python -m tests.simulator --seeds 1 --start 17"
+
+
+def test_the_mix_of_sizes_and_kinds() -> None:
+    chance = random.Random(1)
+    sizes = [size(chance) for _ in range(4000)]
+    assert 0.66 < sum(one <= 4 for one in sizes) / 4000 < 0.74
+    assert 0.21 < sum(5 <= one <= 8 for one in sizes) / 4000 < 0.29
+    assert 0.02 < sum(9 <= one <= 16 for one in sizes) / 4000 < 0.06
+    assert 0.003 < sum(one == 32 for one in sizes) / 4000 < 0.02
+    assert {options(seed).kind for seed in FIXED} == set(KINDS)
+
+
+# ---------------------------------------------------------------- checkers can fail
+
+
+def starts(*hosts: int) -> tuple[Fault, ...]:
+    return tuple(Fault(0, "start", host) for host in hosts)
+
+
+def broken(*faults: Fault, hosts: tuple[int, ...] = (1, 2, 3)) -> set[str]:
+    """The guarantees that this episode violates."""
+    plan = Options("test", hosts, 5, Weather(), False, (*starts(*hosts), *faults))
+    return {violation.guarantee for violation in Episode(1, plan).run()}
+
+
+MUTE = Fault(1000, "mute", 1, 2000)
+CRASH = Fault(1000, "crash", 2)
+PARTITION = Fault(1000, "partition", 1, 1500, others=(2,))
+
+
+def test_the_machine_as_it_is_violates_nothing() -> None:
+    for fault in (MUTE, CRASH, PARTITION, Fault(1000, "stop", 3), Fault(1000, "pause", 1, 700)):
+        assert broken(fault) == set()
+
+
+def test_a_lease_that_never_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "valid_until_ms", lambda state: state.now_ms + 100_000)
+    assert {"one-owner", "fail-closed"} <= broken(CRASH)
+
+
+def test_a_lease_without_its_second_half_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's permanent double ownership with a mute host."""
+    monkeypatch.setattr(lease, "hears_anybody", lambda state: False)
+    monkeypatch.setattr(lease, "note_counted", lambda *_arguments: False)
+    assert "one-owner" in broken(MUTE)
+
+
+def test_taking_before_the_other_let_go_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(state: State) -> bool:
+        for slot, wanted in enumerate(state.target or ()):
+            state.hold(slot, wanted)
+        return True
+
+    monkeypatch.setattr(phases, "_take", greedy)
+    assert "one-owner" in broken(Fault(1000, "stop", 3), Fault(2000, "start", 3))
+
+
+def test_overlaps_that_stay_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_resolve_overlap", lambda *_arguments: None)
+    monkeypatch.setattr(membership, "admit", _admit_only_newcomers)
+    assert "merge" in broken(PARTITION)
+
+
+def _admit_only_newcomers(state: State, admit: object = membership.admit) -> None:
+    assert callable(admit)
+    if all(peer.statement.flags & membership.NEWCOMER for peer in state.candidates):
+        admit(state)
+
+
+def test_a_dead_host_that_stays_a_member_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "newest_ms", lambda state, _peer: state.now_ms)
+    assert {"no-hole", "liveness"} <= broken(CRASH)
+
+
+def test_needless_moves_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shuffled(rule: object, weights: dict[int, int], _holdings: object) -> dict[int, int]:
+        hosts = sorted(weights)
+        turn = sum(hosts) % 60
+        share = 60 // len(hosts)
+        result = {}
+        for place, host in enumerate(hosts):
+            last = 60 if host == hosts[-1] else (place + 1) * share
+            bits = ((1 << last) - 1) & ~((1 << place * share) - 1)
+            result[host] = (bits << turn | bits >> (60 - turn)) & ALL_BUCKETS
+        return result
+
+    monkeypatch.setattr(phases, "target", shuffled)
+    assert "fewest-moves" in broken(Fault(1000, "stop", 3))
+
+
+def test_a_host_that_stops_serving_while_converging_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = lease.valid_until_ms
+
+    def lapsing(state: State) -> int:
+        calm = state.phase in (phases.Phase.CONVERGED, phases.Phase.UNKNOWN)
+        return whole(state) if calm else state.now_ms - 1
+
+    monkeypatch.setattr(lease, "valid_until_ms", lapsing)
+    assert "service" in broken(Fault(1000, "stop", 3), Fault(2000, "start", 3))
+
+
+def test_a_broken_pair_that_stays_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's take-over that was held up for ever."""
+    monkeypatch.setattr(membership, "_leave_broken_pair", lambda _state: None)
+    pair = Fault(1000, "pair", 2, 3000, others=(3,))
+    crash = Fault(1100, "crash", 4)
+    assert "no-hole" in broken(pair, crash, hosts=(1, 2, 3, 4))
+
+
+def test_newcomers_that_do_not_wait_for_each_other_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(phases, "newcomer_must_wait", lambda _state: False)
+    assert "one-owner" in broken()
+
+
+def test_overlap_names_slot_and_buckets() -> None:
+    assert checkers.overlap((0b11, 0), (0b10, 1)) == ["slot 0 buckets 0x2"]
