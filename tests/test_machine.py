@@ -362,7 +362,6 @@ def test_a_restarted_host_is_a_new_member() -> None:
 def test_stop_says_leaving_until_nobody_holds_it() -> None:
     world = cluster(1, 2)
     seen = collect(world)
-    world.network.weather = type(world.network.weather)(loss=0.0)
     world.stop(2)
     world.run(1100)
     last = [one.statement for _at, one in frames(seen, 2)][-1]
@@ -396,13 +395,13 @@ def test_ages_are_in_units_of_t_x_p_by_250_rounded_down() -> None:
     world = cluster(1, 2)
     seen = collect(world)
     world.run(1300)
-    heard = {2: 0}
+    judged = 0
     for at_ms, heartbeat in frames(seen, 1):
         arrived = max((at + 1 for at, _one in frames(seen, 2) if at + 1 <= at_ms), default=None)
         if arrived is not None:
-            heard[2] += 1
+            judged += 1
             assert heartbeat.ages[1] == (at_ms - arrived) * 250 // DEATH_MS
-    assert heard[2] >= 2
+    assert judged >= 2
     assert all(one.ages[0] == AGE_NONE for _at, one in frames(seen, 1))
 
 
@@ -520,12 +519,6 @@ def test_a_released_bucket_is_not_idle_for_3_s() -> None:
     assert idle_map(world, 1) == ALL_BUCKETS
 
 
-def test_a_wrong_number_of_idle_maps_is_our_own_fault() -> None:
-    world = cluster(1)
-    with pytest.raises(ValueError, match="idle maps"):
-        world.hosts[1].machine.step(IdleScanned(clock(world, 1), clock(world, 1), (0,), None))
-
-
 def test_orphans_need_3_s_of_ownership_and_the_idle_reports_of_all() -> None:
     world = cluster(1, 2, run_ms=5000)
     assert world.hosts[1].plane.orphan[0] == 0, "host 2 has not reported them idle"
@@ -602,4 +595,3 @@ def test_a_foreign_host_never_affects_a_running_member() -> None:
     assert world.hosts[1].machine.counters == {"foreign-host": 10}
     world.run(3000)
     assert world.hosts[1].plane.current == ALL_IDLE
-    assert logs(seen, 1) == [], "logged by the injected steps only"

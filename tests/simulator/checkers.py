@@ -95,7 +95,11 @@ class OneOwner(Checker):
     def parted(self, one: Host, other: Host) -> bool:
         """These two cannot agree now, or could not until a moment ago."""
         pair = (min(one.host_id, other.host_id), max(one.host_id, other.host_id))
-        return self.world.now_ms <= self.parted_until.get(pair, NEVER)
+        until_ms = self.parted_until.get(pair, NEVER)
+        if one.paused_until_ms is not None or other.paused_until_ms is not None:
+            # It cannot know yet; its lease ends by itself.
+            until_ms += self.lapse_ms
+        return self.world.now_ms <= until_ms
 
     def note_links(self) -> None:
         """Links, or the hosts that could pass something on, changed: who is parted now?"""
@@ -129,9 +133,9 @@ class OneOwner(Checker):
         return not (is_mute(self.world, one) or is_mute(self.world, other))
 
     def _merged(self, pair: tuple[int, int]) -> None:
-        if self.parted_until.get(pair, NEVER) >= self.world.now_ms:
-            return
         one, other = (self.world.hosts[name] for name in pair)
+        if self.parted(one, other):
+            return
         now_ms = self.world.now_ms
         twice = overlap(
             one.plane.accepts(now_ms + one.clock_ms), other.plane.accepts(now_ms + other.clock_ms)
