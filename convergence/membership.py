@@ -246,6 +246,7 @@ def _lose(state: State, dead: list[Peer]) -> None:
         state.log("host-lost", Severity.WARNING, text, host_id=peer.host_id)
         if any(peer.statement.current):
             state.lost[peer.host_id, peer.code] = peer
+            state.orphans_stale = True
             state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
     patience_ms = state.death_ms + EMBARGO_PERIODS * state.period_ms
     if state.now_ms - state.two_view_sent_ms < patience_ms:
@@ -283,21 +284,24 @@ def _leave_broken_pair(state: State) -> None:
     """
     if state.stage is Stage.LEAVING:
         return
-    broken: set[int] = set()
-    for witness in state.heard.primary.values():
-        if not witness.counts or not witness.reports(state.index, state.tag):
-            continue
-        if state.newcomer and not witness.statement.view & state.bit:
-            continue
-        if state.now_ms - witness.received_ms >= state.death_ms:
-            continue
-        between = witness.statement.view & (state.bit - 1) & ~witness.bit
-        while between:
-            lowest = between & -between
-            between ^= lowest
-            index = lowest.bit_length() - 1
-            if witness.heartbeat.ages[index] != AGE_NONE and _is_broken(state, index + 1):
-                broken.add(index + 1)
+    witnesses = [
+        peer
+        for peer in state.heard.primary.values()
+        if peer.counts
+        and peer.reports(state.index, state.tag)
+        and state.now_ms - peer.received_ms < state.death_ms
+        and (not state.newcomer or peer.statement.view & state.bit)
+    ]
+    known = 0
+    for witness in witnesses:
+        known |= witness.statement.view
+    broken = {
+        host_id
+        for host_id in range(1, state.config.host_id)
+        if known >> (host_id - 1) & 1
+        and _is_broken(state, host_id)
+        and any(_hears_as_member(witness, host_id) for witness in witnesses)
+    }
     for host_id in [one for one in state.unheard_since if one not in broken]:
         del state.unheard_since[host_id]
     for host_id in broken:
@@ -313,6 +317,13 @@ def _leave_broken_pair(state: State) -> None:
             state.unheard_since.clear()
             state.changed()
             return
+
+
+def _hears_as_member(witness: Peer, host_id: int) -> bool:
+    """The host between us hears this other host, and has it in its view."""
+    index = host_id - 1
+    in_view = witness.statement.view >> index & 1 and witness.host_id != host_id
+    return bool(in_view) and witness.heartbeat.ages[index] != AGE_NONE
 
 
 def _is_broken(state: State, host_id: int) -> bool:

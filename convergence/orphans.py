@@ -102,5 +102,7 @@ def recompute(state: State) -> None:
         for slot, held in enumerate(peer.statement.current):
             orphan[slot] &= ~held
     state.orphan = orphan
-    # Time alone brings new ones: stay stale until everything has settled.
-    state.orphans_stale = bool(state.acquired)
+    state.orphans_stale = False
+    # Time alone brings new ones.
+    first_ms = min((entry[0] for entry in state.acquired), default=1 << 62)
+    state.orphans_due_ms = first_ms + SETTLE_MS

@@ -28,7 +28,7 @@ _NO_AGES = bytes((AGE_NONE,)) * HOST_ID_MAX
 
 def finish(state: State) -> None:
     """After every input: first what must be installed, then what must be said."""
-    if state.orphans_stale:
+    if state.orphans_stale or state.now_ms >= state.orphans_due_ms:
         orphans.recompute(state)
     _install(state)
     if state.stage is Stage.STOPPED:

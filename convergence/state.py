@@ -197,6 +197,7 @@ class State:
     idle: list[int] = field(default_factory=list)
     orphan: list[int] = field(default_factory=list)
     orphans_stale: bool = False
+    orphans_due_ms: int = 1 << 62
     released: list[tuple[int, int, int]] = field(default_factory=list)
     acquired: list[tuple[int, int, int]] = field(default_factory=list)
     lost: dict[tuple[int, int], Peer] = field(default_factory=dict)
