@@ -21,34 +21,43 @@ from convergence.events import Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER
 from convergence.peers import Peer
 from convergence.phases import enter
-from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
+from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, Phase, Stage, State
 
 SENDS_MAX = 1024
 LATE_PERIODS = 1.5
 
 
-def hears_anybody(state: State) -> bool:
-    """A host that could serve without me, if it did not hear me, was heard within T x P."""
-    return state.now_ms - state.counted_ms < state.death_ms
+def alone(state: State) -> bool:
+    """No member beside me, or only one that has been restarted under a new host code."""
+    others = state.others
+    if not others or others & (others - 1):
+        return not others
+    return all(state.heard.primary.get(host_id) is not one for host_id, one in state.view.items())
 
 
 def heard_until_ms(state: State) -> int:
     """How long being heard goes on to count.
 
-    (T - 1) x P after my newest frame known heard.  2 x P longer when the only other host heard it:
-    that one, whether a member or a newcomer, waits as much longer before it serves without me.
+    Among members: (T - 1) x P after my newest frame that any of them heard, for they must agree
+    before they take what is mine.  2 x P longer when there is only one: it waits as much longer.
+
+    Alone, each host that may come to serve beside me must hear me: a newcomer that does will not
+    serve without me.  One that was only just heard has not had the time to tell.
     """
     bonus_ms = EMBARGO_PERIODS * state.period_ms
-    until = state.known_heard_ms + state.lease_ms + (bonus_ms if state.two_view else 0)
-    if not state.others & ~state.newcomer_bit:
-        until = max(until, state.newcomer_heard_ms + state.lease_ms + bonus_ms)
+    if not alone(state):
+        return state.known_heard_ms + state.lease_ms + (bonus_ms if state.two_view else 0)
+    until = FOREVER
+    for peer in state.heard.primary.values():
+        if state.now_ms - peer.received_ms < state.death_ms and counts(state, peer):
+            heard_ms = max(peer.since_ms, peer.heard_me_ms + bonus_ms)
+            until = min(until, heard_ms + state.lease_ms)
     return until
 
 
 def valid_until_ms(state: State) -> int:
     """The end of the lease as of the present input."""
-    until = state.awake_ms + state.lease_ms
-    return min(until, heard_until_ms(state)) if hears_anybody(state) else until
+    return min(state.awake_ms + state.lease_ms, heard_until_ms(state))
 
 
 def check_clock(state: State, now_ms: int) -> None:
@@ -86,8 +95,7 @@ def listen(state: State, reason: str) -> None:
     state.target = None
     state.view.clear()
     state.two_view = False
-    state.counted_ms = state.newcomer_heard_ms = -(1 << 60)
-    state.expiry_ms = 1 << 62
+    state.expiry_ms = FOREVER
     state.agree = state.stable1 = state.stable2 = 0
     if state.phase is not Phase.UNKNOWN:
         enter(state, "forget", reason)
@@ -101,42 +109,37 @@ def counts(state: State, peer: Peer) -> bool:
     must agree with them, so it counts only while I am alone.
     """
     flags = peer.statement.flags
-    return not flags & LEAVING and not (flags & JOINING and state.others & ~peer.bit)
+    return not flags & LEAVING and (not flags & JOINING or alone(state))
 
 
-def note_counted(state: State, peer: Peer, received_ms: int) -> bool:
-    """A host that counts was heard: is there news of whom *it* hears?
+def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
+    """A host was heard: is there news of whom *it* hears?
 
-    True when this frame proves that I may have been removed: my newest frame known heard is older
+    True when this frame proves that I may have been given up: my newest frame known heard is older
     than the others' patience.  Then the caller must start afresh.
     """
-    if received_ms - state.counted_ms >= state.death_ms:
-        state.known_heard_ms = received_ms
-    if received_ms > state.counted_ms:
-        state.counted_ms = received_ms
+    if not counts(state, peer):
+        return False
     said = peer.statement
-    trusts_me = said.view & state.bit or said.flags & NEWCOMER
+    in_view = said.view & state.bit
+    trusts_me = in_view or said.flags & NEWCOMER
     state.two_view = bool(trusts_me) and not (state.others | said.view) & ~(state.bit | peer.bit)
-    if not state.newcomer and received_ms >= heard_until_ms(state) + state.period_ms:
+    holds = not state.newcomer or any(state.current)
+    if holds and received_ms >= heard_until_ms(state) + state.period_ms:
         return True
-    if said.view & state.bit:
-        state.known_heard_ms = max(state.known_heard_ms, _heard_of_me(state, peer, received_ms))
+    if trusts_me:
+        heard_ms = _heard_of_me(state, peer, received_ms)
+        peer.heard_me_ms = max(peer.heard_me_ms, heard_ms)
+        if in_view:
+            state.known_heard_ms = max(state.known_heard_ms, heard_ms)
     return False
 
 
-def note_newcomer(state: State, peer: Peer, received_ms: int) -> None:
-    """A newcomer that hears me will not serve without me, though I am not in its view yet."""
-    heard_ms = _heard_of_me(state, peer, received_ms)
-    if heard_ms > state.newcomer_heard_ms:
-        state.newcomer_heard_ms = heard_ms
-        state.newcomer_bit = peer.bit
-
-
-def note_new_host(state: State) -> None:
-    """A new host code: it does not know what its predecessor heard, and will not wait longer."""
-    state.two_view = False
-    state.known_heard_ms = max(state.known_heard_ms, state.newcomer_heard_ms)
-    state.newcomer_heard_ms = -(1 << 60)
+def no_longer_alone(state: State, admitted: list[Peer]) -> None:
+    """Members from now on: what kept my lease while I was alone goes on to count."""
+    heard_ms = min(max(peer.since_ms, peer.heard_me_ms) for peer in admitted)
+    state.known_heard_ms = max(state.known_heard_ms, heard_ms)
+    state.two_view = len(admitted) == 1
 
 
 def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:
@@ -148,15 +151,7 @@ def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:
         place = bisect_right(state.sends, sent_by_ms)
         if place:
             return state.sends[place - 1]
-    return -(1 << 60)
-
-
-def recount(state: State) -> None:
-    """A member went: whom that counts have I heard last?"""
-    state.counted_ms = max(
-        (peer.received_ms for peer in state.heard.primary.values() if counts(state, peer)),
-        default=-(1 << 60),
-    )
+    return NEVER
 
 
 def note_sent(state: State) -> None:

@@ -5,7 +5,7 @@ from convergence.events import ProbeHost, Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, NEWCOMER, Heartbeat, address
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
-from convergence.state import EMBARGO_PERIODS, Phase, Stage, State, view_digest
+from convergence.state import EMBARGO_PERIODS, FOREVER, Phase, Stage, State, view_digest
 
 FORGET_PERIODS = 2
 """Times T: a host that is no member is forgotten after this silence."""
@@ -24,18 +24,19 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
     else:
         before = peer.statement
         was_tag = peer.tag
+        if received_ms - peer.received_ms >= state.death_ms:
+            peer.since_ms = received_ms
         peer.update(heartbeat, received_ms)
         if peer.tag != was_tag:
             # It began to take part, and waits to be heard as what it is now.
             state.heard.forget_masks()
             state.urgent = True
     if before is None:
-        lease.note_new_host(state)
+        # It does not know what its predecessor heard, and will not wait longer for me.
+        state.two_view = False
     if state.heard.primary.get(host_id) is not peer and not _become_primary(state, peer):
         return
-    if peer.statement.flags & NEWCOMER:
-        lease.note_newcomer(state, peer, received_ms)
-    if lease.counts(state, peer) and lease.note_counted(state, peer, received_ms):
+    if lease.note_heard(state, peer, received_ms):
         text = "Nobody hears this host; it drops its buckets and starts afresh."
         state.log("nobody-hears-me", Severity.ERROR, text)
         lease.start_afresh(state, "nobody hears this host")
@@ -74,7 +75,6 @@ def _hear_member(state: State, peer: Peer) -> None:
         state.log("host-leaving", Severity.INFO, text, host_id=peer.host_id)
         state.left[peer.host_id] = state.now_ms
         change_view(state, f"host {peer.host_id} leaves", said.generation)
-        lease.recount(state)
         if not state.others:
             _beware_of_unheard(state, said.view & ~peer.bit)
     elif state.known_identity[peer.host_id] != peer.identity:
@@ -104,6 +104,7 @@ def _become_primary(state: State, peer: Peer) -> bool:
         state.heard.rivals[host_id] = peer
         return False
     state.heard.promote(peer)
+    peer.since_ms = peer.received_ms
     state.recompute_candidates()
     # Heard for the first time: let it know that it is heard.
     state.urgent = True
@@ -131,7 +132,7 @@ def admit(state: State) -> None:
             common &= heard.hears(member, index, tag)
         else:
             replaced |= member.bit
-    alone = not state.others
+    was_alone = lease.alone(state)
     admitted: list[Peer] = []
     for peer in sorted(state.candidates, key=lambda one: one.host_id):
         if not peer.counts or not common & peer.bit or replaced & ~peer.bit:
@@ -154,10 +155,8 @@ def admit(state: State) -> None:
         admitted.append(peer)
     if not admitted:
         return
-    if alone:
-        # Until now its word was enough: nobody else could have given me up.
-        state.known_heard_ms = max(state.known_heard_ms, state.newcomer_heard_ms)
-        state.two_view = len(admitted) == 1
+    if was_alone:
+        lease.no_longer_alone(state, admitted)
     for peer in admitted:
         orphans.came_back(state, peer)
     names = ", ".join(str(peer.host_id) for peer in admitted)
@@ -219,7 +218,7 @@ def judge(state: State) -> None:
         state.expiry_ms = state.judge_after_ms
         return
     dead: list[Peer] = []
-    expiry = 1 << 62
+    expiry = FOREVER
     for peer in state.view.values():
         heard_until = peer.received_ms + state.death_ms
         if heard_until <= state.now_ms:
@@ -254,7 +253,6 @@ def _lose(state: State, dead: list[Peer]) -> None:
         state.embargo_until_ms = state.now_ms + embargo_ms
     names = ", ".join(str(peer.host_id) for peer in dead)
     change_view(state, f"host {names} lost")
-    lease.recount(state)
 
 
 def lose_if_deaf(state: State, peer: Peer) -> None:
@@ -273,7 +271,6 @@ def lose_if_deaf(state: State, peer: Peer) -> None:
     text = f"Host {peer.host_id} does not hear us; the cluster goes on without it."
     state.log("host-does-not-hear-us", Severity.WARNING, text, host_id=peer.host_id)
     change_view(state, f"host {peer.host_id} does not hear us", peer.statement.generation)
-    lease.recount(state)
 
 
 def _leave_broken_pair(state: State) -> None:
@@ -300,7 +297,7 @@ def _leave_broken_pair(state: State) -> None:
         for host_id in range(1, state.config.host_id)
         if known >> (host_id - 1) & 1
         and _is_broken(state, host_id)
-        and any(_hears_as_member(witness, host_id) for witness in witnesses)
+        and any(_hears_as_member(state, witness, host_id) for witness in witnesses)
     }
     for host_id in [one for one in state.unheard_since if one not in broken]:
         del state.unheard_since[host_id]
@@ -319,11 +316,14 @@ def _leave_broken_pair(state: State) -> None:
             return
 
 
-def _hears_as_member(witness: Peer, host_id: int) -> bool:
-    """The host between us hears this other host, and has it in its view."""
+def _hears_as_member(state: State, witness: Peer, host_id: int) -> bool:
+    """The host between us still hears this other host, and has it in its view."""
     index = host_id - 1
-    in_view = witness.statement.view >> index & 1 and witness.host_id != host_id
-    return bool(in_view) and witness.heartbeat.ages[index] != AGE_NONE
+    age = witness.heartbeat.ages[index]
+    if age == AGE_NONE or witness.host_id == host_id or not witness.statement.view >> index & 1:
+        return False
+    age_ms = age * state.death_ms // AGE_UNITS + state.now_ms - witness.received_ms
+    return age_ms < state.death_ms
 
 
 def _is_broken(state: State, host_id: int) -> bool:

@@ -3,7 +3,7 @@
 from convergence.events import HostProbed, IdleScanned
 from convergence.peers import Peer
 from convergence.rules import ALL_BUCKETS
-from convergence.state import SETTLE_MS, Stage, State
+from convergence.state import FOREVER, SETTLE_MS, Stage, State
 
 SYN_COOKIE_MS = 120_000
 """After a SYN cookie a connection may come into being that no scan could see."""
@@ -104,5 +104,5 @@ def recompute(state: State) -> None:
     state.orphan = orphan
     state.orphans_stale = False
     # Time alone brings new ones.
-    first_ms = min((entry[0] for entry in state.acquired), default=1 << 62)
+    first_ms = min((entry[0] for entry in state.acquired), default=FOREVER)
     state.orphans_due_ms = first_ms + SETTLE_MS

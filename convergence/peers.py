@@ -26,12 +26,14 @@ class Peer:
     __slots__ = (
         "bit",
         "code",
+        "heard_me_ms",
         "hears",
         "heartbeat",
         "host_id",
         "identity",
         "index",
         "received_ms",
+        "since_ms",
         "source_mac",
         "statement",
         "tag",
@@ -46,6 +48,10 @@ class Peer:
         self.source_mac = source_mac
         self.heartbeat = heartbeat
         self.received_ms = received_ms
+        self.since_ms = received_ms
+        """Heard, as the one that stands for its host id, without a longer silence since then."""
+        self.heard_me_ms = -(1 << 62)
+        """When I sent the newest frame that it surely heard, while it goes by me."""
         self.hears: int | None = None
         self._read(statement)
 

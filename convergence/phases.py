@@ -2,7 +2,7 @@
 
 from convergence.buckets import target
 from convergence.events import Severity
-from convergence.heartbeat import DRAINING, NEWCOMER
+from convergence.heartbeat import AGE_NONE, DRAINING, NEWCOMER
 from convergence.peers import Peer
 from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
 
@@ -94,6 +94,8 @@ def newcomer_must_wait(state: State) -> bool:
             patience_ms += EMBARGO_PERIODS * state.period_ms
         if state.now_ms - peer.received_ms >= patience_ms:
             continue
+        if not state.others and _hears_a_stranger(state, peer):
+            return True
         if not peer.reports(state.index, state.tag):
             # A deaf host cannot hold up those who hear each other.
             if not state.others or peer.reports(state.index, state.tag ^ 0xFF):
@@ -102,6 +104,18 @@ def newcomer_must_wait(state: State) -> bool:
             established = not peer.statement.flags & NEWCOMER
             if established or (fresh and peer.host_id < lowest):
                 return True
+    return False
+
+
+def _hears_a_stranger(state: State, peer: Peer) -> bool:
+    """It hears a host that I do not hear: one that may serve, and that I cannot ask."""
+    heard = state.heard.primary
+    for index, age in enumerate(peer.heartbeat.ages):
+        if age == AGE_NONE or index in (state.index, peer.index):
+            continue
+        other = heard.get(index + 1)
+        if other is None or state.now_ms - other.received_ms >= state.death_ms:
+            return True
     return False
 
 
@@ -156,6 +170,7 @@ def _take(state: State) -> bool:
             for peer in state.view.values():
                 held |= peer.statement.current[slot]
             state.hold(slot, state.current[slot] | (missing & ~held))
+            state.newcomer = state.newcomer and not state.current[slot]
             missing &= held
         if missing:
             complete = False

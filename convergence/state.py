@@ -17,6 +17,9 @@ from convergence.heartbeat import DRAINING, JOINING, LEAVING, NEWCOMER, Statemen
 from convergence.peers import HeardHosts, Peer, identity
 from convergence.rules import DEFAULT_RULE, HOST_ID_MAX, FilteringMode, PortRule
 
+FOREVER = 1 << 62
+NEVER = -FOREVER
+
 TRIGGER_GAP_MS = 5
 """At most one frame per this time, besides the periodic ones."""
 
@@ -183,21 +186,18 @@ class State:
     last_converged_ms: int | None = None
     # the lease
     awake_ms: int = 0
-    counted_ms: int = -(1 << 60)
     known_heard_ms: int = 0
-    newcomer_heard_ms: int = -(1 << 60)
-    newcomer_bit: int = 0
     two_view: bool = False
     """Only one other host can give me up, and it waits longer."""
-    two_view_sent_ms: int = -(1 << 60)
+    two_view_sent_ms: int = NEVER
     judge_after_ms: int = 0
-    expiry_ms: int = 1 << 62
+    expiry_ms: int = FOREVER
     sends: list[int] = field(default_factory=list)
     # idle and orphaned buckets
     idle: list[int] = field(default_factory=list)
     orphan: list[int] = field(default_factory=list)
     orphans_stale: bool = False
-    orphans_due_ms: int = 1 << 62
+    orphans_due_ms: int = FOREVER
     released: list[tuple[int, int, int]] = field(default_factory=list)
     acquired: list[tuple[int, int, int]] = field(default_factory=list)
     lost: dict[tuple[int, int], Peer] = field(default_factory=dict)

@@ -96,7 +96,7 @@ class OneOwner(Checker):
         """These two cannot agree now, or could not until a moment ago."""
         pair = (min(one.host_id, other.host_id), max(one.host_id, other.host_id))
         until_ms = self.parted_until.get(pair, NEVER)
-        if one.paused_until_ms is not None or other.paused_until_ms is not None:
+        if one.asleep or other.asleep:
             # It cannot know yet; its lease ends by itself.
             until_ms += self.lapse_ms
         return self.world.now_ms <= until_ms
@@ -105,11 +105,7 @@ class OneOwner(Checker):
         """Links, or the hosts that could pass something on, changed: who is parted now?"""
         world = self.world
         network = world.network
-        relays = {
-            one.host_id
-            for one in world.hosts.values()
-            if is_member(one) and one.paused_until_ms is None
-        }
+        relays = {one.host_id for one in world.hosts.values() if is_member(one) and not one.asleep}
         links = network.signature(), relays
         if links == self.links:
             return

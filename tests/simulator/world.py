@@ -73,6 +73,11 @@ class Host:
     tick_at_ms: int = 1 << 62
     life: int = 0
 
+    @property
+    def asleep(self) -> bool:
+        """The agent is dead or stopped; its data plane goes by the last lease."""
+        return not self.up or self.paused_until_ms is not None or bool(self.pending)
+
 
 class World:
     """Hosts, network and time.  Observers see every step: ``observer(world, host, outputs)``."""
