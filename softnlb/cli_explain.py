@@ -52,7 +52,7 @@ def explain(
     hosts: str | None,
     as_json: bool,
 ) -> None:
-    """Explain a flow: which rule, key, hash, bucket and host, and what this host does with it.
+    """Explain which host keeps a flow, and why.
 
     FLOW is "tcp 10.0.0.7:40000 > 10.1.0.100:80" (quoted, or without the arrow); --client,
     --server and --protocol say the same.

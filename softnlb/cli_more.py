@@ -28,7 +28,7 @@ from softnlb.cli_common import json_option, print_json
     help="Start although heartbeats for this cluster are heard that cannot be verified.",
 )
 def agent(config_path: Path, data_plane: str, force: bool) -> int:
-    """Be a host of the cluster, in the foreground, until SIGTERM."""
+    """Be a host of the cluster until SIGTERM."""
     from softnlb.agent import run
 
     return run(config_path, data_plane=data_plane, force=force)
@@ -78,7 +78,7 @@ def schema() -> None:
 )
 @json_option
 def doctor(config_path: Path | None, as_json: bool) -> int:
-    """Try what softnlb needs of this machine, and say what helps where it is missing.
+    """Try what softnlb needs of this machine.
 
     Exit status 5 when something needed is missing, 1 when something is in the way.
     """
@@ -101,7 +101,10 @@ def doctor(config_path: Path | None, as_json: bool) -> int:
 @click.command()
 @json_option
 def cleanup(as_json: bool) -> None:
-    """Undo what hosts that crashed have left on this machine. Running hosts are left alone."""
+    """Undo what crashed hosts left on this machine.
+
+    Running hosts are left alone.
+    """
     from softnlb import cli_show, link, nfqueue, record
     from softnlb.control import is_live, run_dir, state_dir
 
@@ -125,7 +128,7 @@ def cleanup(as_json: bool) -> None:
 )
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def lab(args: tuple[str, ...]) -> object:
-    """Run throw-away clusters on this machine: up, status, exec, fault, run, down."""
+    """Run throw-away clusters on this machine."""
     from importlib import import_module
 
     group: click.Group = import_module("labs.cli").lab

@@ -29,21 +29,24 @@ def _order(verb: str, target: str | None, as_json: bool, **args: Any) -> None:
 
 @_verb
 def query(target: str | None, as_json: bool) -> None:
-    """Show the state of a host, the members of its cluster and the default host."""
+    """Show state, members and default host."""
     results = [result for _, result in ask(target, "query")]
     show(target, as_json, results, cli_show.query)
 
 
 @_verb
 def display(target: str | None, as_json: bool) -> None:
-    """Show all about a host: parameters, state, history, events, counters."""
+    """Show everything about a host.
+
+    Parameters, port rules, state, convergence history, packets by reason, events.
+    """
     results = [result for _, result in ask(target, "display")]
     show(target, as_json, results, cli_show.display)
 
 
 @_verb
 def params(target: str | None, as_json: bool) -> None:
-    """Show the parameters that are in force on a host."""
+    """Show the parameters in force."""
     results = [result for _, result in ask(target, "params")]
     show(target, as_json, results, cli_show.params)
 
@@ -52,7 +55,7 @@ def params(target: str | None, as_json: bool) -> None:
 @click.argument("cluster_ip_address", metavar="CLUSTER_IP_ADDRESS")
 @json_option
 def ip2mac(cluster_ip_address: str, as_json: bool) -> None:
-    """Show the MAC addresses that belong to a cluster IP address, for each mode.
+    """Show the MAC addresses of a cluster IP address.
 
     A calculation only: nothing needs to run. The addresses come from the primary cluster IP
     address, whatever other addresses the cluster has.
@@ -82,7 +85,7 @@ def ip2mac(cluster_ip_address: str, as_json: bool) -> None:
 @json_option
 @with_target_help
 def queryport(port: str, target: str | None, protocol: str | None, as_json: bool) -> None:
-    """Show the port rule that covers a port, its state and its load here."""
+    """Show the port rule that covers a port."""
     address, _, number = port.rpartition(":")
     args = {"cluster_ip_address": address or None, "port": _port(number), "protocol": protocol}
     results = [result for _, result in ask(target, "queryport", **args)]
@@ -112,7 +115,10 @@ def start(target: str | None, force: bool, as_json: bool) -> None:
 @json_option
 @with_target_help
 def stop(target: str | None, wait: bool, as_json: bool) -> None:
-    """Leave the cluster at once; connections that this host serves are lost."""
+    """Leave the cluster at once.
+
+    Connections that this host serves are lost; drainstop waits for them.
+    """
     if wait:
         _order_and_wait("stop", target, as_json)
     else:
@@ -132,7 +138,7 @@ def stop(target: str | None, wait: bool, as_json: bool) -> None:
 @json_option
 @with_target_help
 def drainstop(target: str | None, wait: bool, timeout_s: float | None, as_json: bool) -> None:
-    """Take no new connections, and stop after the last one has ended."""
+    """Take nothing new, stop after the last connection."""
     if wait:
         _order_and_wait("drainstop", target, as_json, timeout_s=timeout_s)
     else:
@@ -164,7 +170,10 @@ def resume(target: str | None, as_json: bool) -> None:
 
 @_verb
 def reload(target: str | None, as_json: bool) -> None:
-    """Read the configuration file of a host again; with errors in it nothing changes."""
+    """Read the configuration file again.
+
+    With errors in it nothing changes.
+    """
     _order("reload", target, as_json)
 
 
@@ -190,19 +199,25 @@ def _port(text: str) -> int:
 
 @_rule_verb
 def enable(ports: str, target: str | None, as_json: bool) -> None:
-    """Let this host take traffic of a port rule again."""
+    """Take traffic of a port rule again."""
     _order_rules("enable", ports, target, as_json)
 
 
 @_rule_verb
 def disable(ports: str, target: str | None, as_json: bool) -> None:
-    """Let this host take no traffic of a port rule, existing connections included."""
+    """Take no traffic of a port rule at all.
+
+    Existing connections of the rule are cut off, too; drain leaves them.
+    """
     _order_rules("disable", ports, target, as_json)
 
 
 @_rule_verb
 def drain(ports: str, target: str | None, as_json: bool) -> None:
-    """Let this host take no new connections of a port rule; existing ones go on."""
+    """Take no new connections of a port rule.
+
+    Existing ones go on.
+    """
     _order_rules("drain", ports, target, as_json)
 
 
