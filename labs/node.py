@@ -27,6 +27,9 @@ QUIET = (
     ("net/ipv6/conf/default/disable_ipv6", "1"),
     # Unprivileged echo sockets, so that ping works for an ordinary user's lab too.
     ("net/ipv4/ping_group_range", "0 0"),
+    # A socket that outlives its process keeps its namespace: without this, the kernel holds the
+    # nodes of a lab that is down for a minute or two.
+    ("net/ipv4/tcp_orphan_retries", "3"),
 )
 
 
