@@ -37,6 +37,9 @@ def start(state: State, event: CommandReceived) -> None:
     if state.stage is Stage.STARTED:
         state.forced = state.forced or event.force
         return
+    if state.stage_after_leaving is not Stage.STOPPED:
+        state.stage_after_leaving = Stage.STARTED
+        return
     if state.stage in (Stage.DRAINING, Stage.STOPPING):
         state.stage = Stage.STARTED
         state.log("drain-interrupted", Severity.INFO, "Start interrupted the draining.")
@@ -84,6 +87,9 @@ def stop(state: State) -> None:
 def drainstop(state: State) -> None:
     """Nothing new; stay a member until DRAIN_COMPLETE."""
     if state.stage is Stage.DRAINING:
+        return
+    if state.stage_after_leaving is Stage.STARTED:
+        state.stage_after_leaving = Stage.DRAINING
         return
     if state.stage is not Stage.STARTED:
         raise CommandError("only a started host can drain")

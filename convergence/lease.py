@@ -118,20 +118,21 @@ def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
     True when this frame proves that I may have been given up: my newest frame known heard is older
     than the others' patience.  Then the caller must start afresh.
     """
-    if not counts(state, peer):
-        return False
     said = peer.statement
     in_view = said.view & state.bit
-    trusts_me = in_view or said.flags & NEWCOMER
-    state.two_view = bool(trusts_me) and not (state.others | said.view) & ~(state.bit | peer.bit)
+    newcomer = said.flags & NEWCOMER
+    if newcomer:
+        peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
+    if not counts(state, peer):
+        return False
+    trusts_me = bool(in_view or newcomer)
+    state.two_view = trusts_me and not (state.others | said.view) & ~(state.bit | peer.bit)
     holds = not state.newcomer or any(state.current)
     if holds and received_ms >= heard_until_ms(state) + state.period_ms:
         return True
-    if trusts_me:
-        heard_ms = _heard_of_me(state, peer, received_ms)
-        peer.heard_me_ms = max(peer.heard_me_ms, heard_ms)
-        if in_view:
-            state.known_heard_ms = max(state.known_heard_ms, heard_ms)
+    if in_view:
+        peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
+        state.known_heard_ms = max(state.known_heard_ms, peer.heard_me_ms)
     return False
 
 

@@ -104,7 +104,6 @@ def _become_primary(state: State, peer: Peer) -> bool:
         state.heard.rivals[host_id] = peer
         return False
     state.heard.promote(peer)
-    peer.since_ms = peer.received_ms
     state.recompute_candidates()
     # Heard for the first time: let it know that it is heard.
     state.urgent = True

@@ -49,7 +49,7 @@ class Peer:
         self.heartbeat = heartbeat
         self.received_ms = received_ms
         self.since_ms = received_ms
-        """Heard, as the one that stands for its host id, without a longer silence since then."""
+        """Heard without a longer silence since then."""
         self.heard_me_ms = -(1 << 62)
         """When I sent the newest frame that it surely heard, while it goes by me."""
         self.hears: int | None = None

@@ -32,6 +32,8 @@ REGRESSIONS = {
     21070: "a newcomer that held buckets and was never Converged fell silent and kept them",
     21523: "a dead host was taken for one end of a broken pair",
     21809: "a crashed agent cannot merge either (checker)",
+    30197: "a deaf host restarted within the lease that its predecessor had extended",
+    30241: "what a newcomer had heard did not count in the moment when a host was left alone",
     4690: "two hosts, one mute, with one's patience shorter than the other's lease",
 }
 

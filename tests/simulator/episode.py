@@ -159,6 +159,10 @@ def run_seed(seed: int) -> Result:
     plan = options(seed)
     began = time.process_time()
     episode = Episode(seed, plan)
-    violations = episode.run()
+    try:
+        violations = episode.run()
+    except Exception as error:
+        # Whatever it is, the seed must be told.
+        violations = (Violation("no-crash", episode.world.now_ms, repr(error)),)
     seconds = time.process_time() - began
     return Result(seed, plan.kind, len(plan.hosts), episode.world.steps, seconds, violations)
