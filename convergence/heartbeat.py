@@ -43,6 +43,9 @@ AGE_NONE = 255
 AGE_UNITS = 250
 """An age byte counts units of tolerance x period / 250."""
 
+CODE_TAG = 0xF0
+SEQUENCE_TAG = 0x0F
+
 _HEAD = struct.Struct("<III4s4sHHHHI")
 _TAIL = struct.Struct("<II33I33Q33Q33Q33Q33I4sBBBBIIQ8s")
 _VARIES = struct.Struct("<QII32s32s4s")
@@ -107,9 +110,11 @@ class Heartbeat:
     """One frame: a statement and what varies.  Treat as read-only.
 
     ``ages``: per host id, from 1, the age of the newest frame heard, in units; 255 = none.
-    ``tags``: per host id, one byte of the host code that was heard and of whether it was joining,
+    ``tags``: per host id, what was heard.  High four bits: of the host code, and whether it joined,
     so that a host can tell whether it was heard under its present code, and since it began to take
-    part.  The tag at the sender's own place names another host that uses the sender's host id.
+    part.  Low four bits: of the sequence number, so that a host knows which of its frames was
+    heard, also from a report that was long on its way.  The tag at the sender's own place names
+    another host that uses the sender's host id.
     """
 
     __slots__ = ("ages", "key_id", "packets_handled", "sequence", "statement", "tags")
@@ -132,9 +137,11 @@ class Heartbeat:
 
 
 def code_tag(host_code: int, joining: bool = False) -> int:
-    """One byte of a host code, 0..255; inverted while the host is joining."""
-    tag = (host_code ^ host_code >> 8 ^ host_code >> 16 ^ host_code >> 24) & 0xFF
-    return tag ^ 0xFF if joining else tag
+    """Four bits of a host code in the high half of a byte; inverted while the host is joining."""
+    folded = host_code ^ host_code >> 16
+    folded ^= folded >> 8
+    tag = (folded ^ folded >> 4) << 4 & CODE_TAG
+    return tag ^ CODE_TAG if joining else tag
 
 
 def pack_statement(statement: Statement) -> Statement:

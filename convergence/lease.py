@@ -18,7 +18,7 @@ two hosts the lease is 2 x P longer, and the one that is left alone takes the ot
 from bisect import bisect_right
 
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER
+from convergence.heartbeat import AGE_UNITS, JOINING, LEAVING, NEWCOMER, SEQUENCE_TAG
 from convergence.peers import Peer
 from convergence.phases import enter
 from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, Phase, Stage, State
@@ -144,15 +144,20 @@ def no_longer_alone(state: State, admitted: list[Peer]) -> None:
 
 
 def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:
-    """When I sent the newest frame that this host surely heard."""
-    age = peer.heartbeat.ages[state.index]
-    if age != AGE_NONE and peer.heartbeat.tags[state.index] == state.tag:
-        # Rounded up: what was heard was sent before the youngest moment that the byte can mean.
-        sent_by_ms = received_ms - ((age + 1) * state.death_ms) // AGE_UNITS
-        place = bisect_right(state.sends, sent_by_ms)
-        if place:
-            return state.sends[place - 1]
-    return NEVER
+    """When I sent the newest frame that this host surely heard.
+
+    The one whose sequence number ends in the bits that it tells, and that was sent before the age
+    byte can mean.  The age alone would not do: a process that decides, sleeps and then sends tells
+    an old age.
+    """
+    if not peer.reports(state.index, state.tag):
+        return NEVER
+    heartbeat = peer.heartbeat
+    sent_by_ms = received_ms - heartbeat.ages[state.index] * state.death_ms // AGE_UNITS
+    place = bisect_right(state.sends, sent_by_ms) - 1
+    sequence = state.sequence - (len(state.sends) - 1 - place)
+    place -= (sequence - heartbeat.tags[state.index]) & SEQUENCE_TAG
+    return state.sends[place] if place >= 0 else NEVER
 
 
 def note_sent(state: State) -> None:

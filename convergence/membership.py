@@ -136,7 +136,7 @@ def admit(state: State) -> None:
     for peer in sorted(state.candidates, key=lambda one: one.host_id):
         if not peer.counts or not common & peer.bit or replaced & ~peer.bit:
             continue
-        if state.now_ms - peer.received_ms >= state.death_ms:
+        if state.now_ms - peer.received_ms >= 2 * state.period_ms:
             continue
         needed = (state.bit | state.others) & ~peer.bit
         mask = heard.hears(peer, index, tag)
@@ -220,7 +220,7 @@ def judge(state: State) -> None:
     expiry = FOREVER
     for peer in state.view.values():
         heard_until = peer.received_ms + state.death_ms
-        if heard_until <= state.now_ms:
+        if heard_until <= state.now_ms and state.heard.primary.get(peer.host_id) is peer:
             heard_until = newest_ms(state, peer) + state.death_ms
         if heard_until <= state.now_ms:
             dead.append(peer)

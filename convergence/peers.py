@@ -4,6 +4,7 @@ import struct
 
 from convergence.heartbeat import (
     AGE_NONE,
+    CODE_TAG,
     DRAINING,
     JOINING,
     LEAVING,
@@ -72,7 +73,7 @@ class Peer:
     def reports(self, index: int, tag: int) -> bool:
         """True when its newest frame says that it hears the host at this place under this tag."""
         heartbeat = self.heartbeat
-        return heartbeat.ages[index] != AGE_NONE and heartbeat.tags[index] == tag
+        return heartbeat.ages[index] != AGE_NONE and heartbeat.tags[index] & CODE_TAG == tag
 
     @property
     def counts(self) -> bool:

@@ -2,7 +2,7 @@
 
 from convergence.buckets import target
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, DRAINING, NEWCOMER
+from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, NEWCOMER
 from convergence.peers import Peer
 from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
 
@@ -98,7 +98,7 @@ def newcomer_must_wait(state: State) -> bool:
             return True
         if not peer.reports(state.index, state.tag):
             # A deaf host cannot hold up those who hear each other.
-            if not state.others or peer.reports(state.index, state.tag ^ 0xFF):
+            if not state.others or peer.reports(state.index, state.tag ^ CODE_TAG):
                 return True
         elif peer.counts:
             established = not peer.statement.flags & NEWCOMER

@@ -13,6 +13,7 @@ from convergence.events import (
 from convergence.heartbeat import (
     AGE_NONE,
     AGE_UNITS,
+    SEQUENCE_TAG,
     Heartbeat,
     Statement,
     address,
@@ -75,7 +76,7 @@ def send(state: State) -> None:
         if age_ms < death_ms:
             index = peer.index
             ages[index] = age_ms * AGE_UNITS // death_ms
-            tags[index] = peer.tag
+            tags[index] = peer.tag | peer.heartbeat.sequence & SEQUENCE_TAG
     key = state.config.key
     heartbeat = Heartbeat(statement, state.sequence, bytes(ages), bytes(tags), key.id if key else 0)
     payload = encode(heartbeat)

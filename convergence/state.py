@@ -13,7 +13,15 @@ from ipaddress import IPv4Address
 
 from convergence.auth import Key, ReplayGuard
 from convergence.events import Convergence, LogEvent, Output, Severity
-from convergence.heartbeat import DRAINING, JOINING, LEAVING, NEWCOMER, Statement, code_tag
+from convergence.heartbeat import (
+    CODE_TAG,
+    DRAINING,
+    JOINING,
+    LEAVING,
+    NEWCOMER,
+    Statement,
+    code_tag,
+)
 from convergence.peers import HeardHosts, Peer, identity
 from convergence.rules import DEFAULT_RULE, HOST_ID_MAX, FilteringMode, PortRule
 
@@ -306,7 +314,7 @@ class State:
         while True:
             seed = _CODE_SEED.pack(code, self.sequence)
             code = int.from_bytes(hashlib.sha256(seed).digest()[:4], "little")
-            if code_tag(code) not in (self.tag, self.tag ^ 0xFF):
+            if code_tag(code) not in (self.tag, self.tag ^ CODE_TAG):
                 return code
 
     def listen(self, joining: bool) -> None:

@@ -95,7 +95,7 @@ WIRE_LINES = """
 1396  6712000000000000  sequence 4711
 1404  0900000000000000  key id 9
 1412  03ff07ff          ages: host 1 three units, host 3 seven
-1444  11001300          tags of the host codes heard
+1444  11001300          tags of what was heard
 1476  00000000          reserved
 1480  00000000000000000000000000000000  no MAC yet
 """
@@ -262,8 +262,9 @@ def test_damaged_frames_raise_heartbeat_error_and_nothing_else(
 
 
 def test_the_tag_tells_a_joining_host_from_one_that_takes_part() -> None:
-    assert code_tag(0x01020304) == 4
-    assert code_tag(0x01020304, joining=True) == 4 ^ 0xFF
+    assert code_tag(0x01020304) == 0x40
+    assert code_tag(0x01020304, joining=True) == 0xB0
+    assert {code_tag(code) for code in range(256)} == set(range(0, 256, 16))
 
 
 # ---------------------------------------------------------------- public dissectors

@@ -229,7 +229,7 @@ class NoHole(Checker):
 
     @staticmethod
     def _able(host: Host) -> bool:
-        bad = host.draining or host.looping or host.paused_until_ms is not None
+        bad = host.draining or host.looping or host.asleep
         return host.up and host.started and not bad
 
 
