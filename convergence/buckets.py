@@ -11,18 +11,21 @@ from convergence.rules import ALL_BUCKETS, BUCKETS, DEFAULT_RULE, FilteringMode,
 def quotas(weights: Mapping[int, int], holdings: Mapping[int, int]) -> dict[int, int]:
     """Buckets per host id: 60 x weight / sum of weights by largest remainder.
 
-    Ties go to the host that already holds more, then to the lower host id.  All weights 0: all 0.
+    Ties go to hosts that hold more than their whole share already, so that a settled target stays
+    as it is; then to who holds more, then to the lower host id.  All weights 0: all 0.
     """
     total = sum(weights.values())
     if total == 0:
         return dict.fromkeys(weights, 0)
     shares = {host: BUCKETS * weight // total for host, weight in weights.items()}
+    held = {host: holdings.get(host, 0).bit_count() for host in weights}
     rest = BUCKETS - sum(shares.values())
     order = sorted(
         weights,
         key=lambda host: (
             -(BUCKETS * weights[host] % total),
-            -holdings.get(host, 0).bit_count(),
+            held[host] <= shares[host],
+            -held[host],
             host,
         ),
     )

@@ -44,7 +44,8 @@ def heard_until_ms(state: State) -> int:
     Alone, each host that may come to serve beside me must hear me: a newcomer that does will not
     serve without me.  One that was only just heard has not had the time to tell.
     """
-    bonus_ms = EMBARGO_PERIODS * state.period_ms
+    # The remaining three quarters of a period are for frames on their way.
+    bonus_ms = EMBARGO_PERIODS * state.period_ms + state.period_ms // 4
     if not alone(state):
         return state.known_heard_ms + state.lease_ms + (bonus_ms if state.two_view else 0)
     until = FOREVER

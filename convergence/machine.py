@@ -74,14 +74,15 @@ class Machine:
         if isinstance(event, FrameReceived):
             if state.stage is not Stage.STOPPED:
                 reception.receive(state, event)
-        elif isinstance(event, Tick):
-            self._tick()
         elif isinstance(event, CommandReceived):
             commands.obey(state, event)
         elif isinstance(event, IdleScanned):
             orphans.scanned(state, event)
         elif isinstance(event, HostProbed):
             orphans.probed(state, event)
+        # Whatever came in: frames in quick succession must not keep the listening from ending.
+        if isinstance(event, Tick) or (state.joining and state.stage is not Stage.STOPPED):
+            self._tick()
         if state.stage in (Stage.STOPPING, Stage.LEAVING):
             commands.go_on_stopping(state)
         reporting.finish(state)

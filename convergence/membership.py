@@ -7,6 +7,9 @@ from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
 from convergence.state import EMBARGO_PERIODS, FOREVER, Phase, Stage, State, view_digest
 
+ADMIT_PERIODS = 2
+"""How long a newcomer that could come in waits for others that are about to."""
+
 FORGET_PERIODS = 2
 """Times T: a host that is no member is forgotten after this silence."""
 
@@ -123,6 +126,28 @@ def silent_enough(state: State, old: Peer, new: Peer) -> bool:
 
 def admit(state: State) -> None:
     """Make members of those that hear all members and are heard by all members."""
+    admissible = _admissible(state)
+    if not admissible:
+        state.admit_by_ms = None
+        return
+    if _wait_for_more(state, admissible):
+        return
+    state.admit_by_ms = None
+    was_alone = lease.alone(state)
+    for peer in admissible:
+        state.view[peer.host_id] = peer
+        state.others |= peer.bit
+    if was_alone:
+        lease.no_longer_alone(state, admissible)
+    for peer in admissible:
+        orphans.came_back(state, peer)
+    names = ", ".join(str(peer.host_id) for peer in admissible)
+    seen = max(peer.statement.generation for peer in admissible)
+    change_view(state, f"host {names} joins", seen)
+
+
+def _admissible(state: State) -> list[Peer]:
+    """The candidates that may all become members now, in the order of their ids."""
     heard, index, tag = state.heard, state.index, state.tag
     common = -1
     replaced = 0
@@ -131,14 +156,14 @@ def admit(state: State) -> None:
             common &= heard.hears(member, index, tag)
         else:
             replaced |= member.bit
-    was_alone = lease.alone(state)
-    admitted: list[Peer] = []
+    others = state.others
+    found: list[Peer] = []
     for peer in sorted(state.candidates, key=lambda one: one.host_id):
         if not peer.counts or not common & peer.bit or replaced & ~peer.bit:
             continue
         if state.now_ms - peer.received_ms >= 2 * state.period_ms:
             continue
-        needed = (state.bit | state.others) & ~peer.bit
+        needed = (state.bit | others) & ~peer.bit
         mask = heard.hears(peer, index, tag)
         if mask & needed != needed or conflicts.same_priority(state, peer) is not None:
             continue
@@ -147,20 +172,31 @@ def admit(state: State) -> None:
         old = state.view.get(peer.host_id)
         if old is not None and not silent_enough(state, old, peer):
             continue
-        state.view[peer.host_id] = peer
-        state.others |= peer.bit
+        others |= peer.bit
         replaced &= ~peer.bit
         common &= mask
-        admitted.append(peer)
-    if not admitted:
-        return
-    if was_alone:
-        lease.no_longer_alone(state, admitted)
-    for peer in admitted:
-        orphans.came_back(state, peer)
-    names = ", ".join(str(peer.host_id) for peer in admitted)
-    seen = max(peer.statement.generation for peer in admitted)
-    change_view(state, f"host {names} joins", seen)
+        found.append(peer)
+    return found
+
+
+def _wait_for_more(state: State, admissible: list[Peer]) -> bool:
+    """Whether newcomers wait a little, so that hosts that start together come in together.
+
+    Each convergence takes rounds of frames of all to all: 32 hosts that join one by one would
+    spend seconds on what one convergence does.  Nobody waits for a host that a member let in, nor
+    for the merge of a partition.
+    """
+    if any(not peer.statement.flags & NEWCOMER or _let_in(state, peer) for peer in admissible):
+        return False
+    coming = sum(
+        state.now_ms - peer.received_ms < state.death_ms and not peer.statement.flags & LEAVING
+        for peer in state.candidates
+    )
+    if coming == len(admissible):
+        return False
+    if state.admit_by_ms is None:
+        state.admit_by_ms = state.now_ms + ADMIT_PERIODS * state.period_ms
+    return state.now_ms < state.admit_by_ms
 
 
 def _comes_untimely(state: State, peer: Peer) -> bool:
@@ -169,6 +205,11 @@ def _comes_untimely(state: State, peer: Peer) -> bool:
     """
     if state.newcomer or not peer.statement.flags & NEWCOMER or state.phase is Phase.CONVERGED:
         return False
+    return not _let_in(state, peer)
+
+
+def _let_in(state: State, peer: Peer) -> bool:
+    """Whether the view that a member shows has this very host in it."""
     for member in state.view.values():
         said = member.statement
         if not said.view & peer.bit:
@@ -178,8 +219,8 @@ def _comes_untimely(state: State, peer: Peer) -> bool:
             if said.view & other.bit:
                 theirs[other.host_id] = other.identity
         if view_digest(theirs) == said.view_digest:
-            return False
-    return True
+            return True
+    return False
 
 
 def _resolve_overlap(state: State, peer: Peer) -> None:

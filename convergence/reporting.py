@@ -128,6 +128,8 @@ def next_deadline_ms(state: State) -> int:
         deadline = min(deadline, state.embargo_until_ms)
     if state.stage in (Stage.STOPPING, Stage.LEAVING):
         deadline = min(deadline, state.stop_by_ms)
+    if state.admit_by_ms is not None and not state.joining and state.stage is not Stage.LEAVING:
+        deadline = min(deadline, state.admit_by_ms)
     return max(deadline, state.now_ms)
 
 

@@ -155,6 +155,8 @@ class State:
     own_codes: list[int] = field(default_factory=list)
     sequence: int = 0
     joining: bool = False
+    admit_by_ms: int | None = None
+    """When the newcomers that wait for more newcomers come in anyway."""
     newcomer: bool = True
     forced: bool = False
     started_ms: int = 0
@@ -320,6 +322,7 @@ class State:
     def listen(self, joining: bool) -> None:
         """Begin or end to listen: what I wait for is to be heard as what I am now."""
         self.joining = joining
+        self.admit_by_ms = None
         self.tag = code_tag(self.code, joining)
         self.heard.forget_masks()
         self.changed()
