@@ -130,6 +130,7 @@ class Answers:
                 for at, e in self._agent.events
             ],
             "counters": self._counters(),
+            "heartbeats_ignored": self._agent.machine.counters,
         }
 
     def do_queryport(self, arguments: dict[str, Any]) -> dict[str, Any]:

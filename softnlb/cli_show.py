@@ -124,6 +124,10 @@ def display(result: Result) -> None:
     if result["counters"]:
         _section("Packets by reason")
         table(["reason", "packets"], sorted(result["counters"].items()))
+    ignored = result.get("heartbeats_ignored", {})
+    if any(ignored.values()):
+        _section("Heartbeats that were not believed")
+        table(["why", "frames"], sorted(pair for pair in ignored.items() if pair[1]))
     if result["events"]:
         _section("Events, the newest last")
         for event in result["events"]:

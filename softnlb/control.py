@@ -218,7 +218,10 @@ def _listen(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)
-        raise MachineError(f"The control socket {path} cannot be made: {reason}.") from error
+        remedy = " Use sudo." if isinstance(error, PermissionError) else ""
+        raise MachineError(
+            f"The control socket {path} cannot be made: {reason}.{remedy}"
+        ) from error
     except SoftnlbError:
         listener.close()
         raise

@@ -16,6 +16,7 @@ from softnlb.config import ClusterConfig
 from softnlb.dataplane import DataPlane
 from softnlb.filter import FilterRule, FilterTable
 from softnlb.heartbeat_socket import HeartbeatSocket
+from softnlb.kernel import one_sentence
 from softnlb.link import Link
 
 
@@ -36,11 +37,12 @@ class Serving:
             self._link.apply()
             self._plane.attach(self._config.interface)
             self._plane.install(self.table)
-            self.heartbeats = HeartbeatSocket(
-                self._config.interface,
-                self._config.cluster_ip_addresses[0].ip,
-                self.plan.heartbeat_destination,
-            )
+            with one_sentence():
+                self.heartbeats = HeartbeatSocket(
+                    self._config.interface,
+                    self._config.cluster_ip_addresses[0].ip,
+                    self.plan.heartbeat_destination,
+                )
             self._link.add_cluster_ip_addresses()
             self._link.announce()
         except BaseException:

@@ -6,13 +6,18 @@ from pathlib import Path
 
 from softnlb.config import ClusterConfig
 from softnlb.control import state_dir
+from softnlb.kernel import one_sentence
 
 
 def state_directory(config: ClusterConfig) -> Path:
-    """The directory of this host's own records, made if missing (0755)."""
+    """The directory of this host's own records, made if missing (0755).
+
+    Raises MachineError when the privilege for it is missing.
+    """
     primary = config.cluster_ip_addresses[0].ip
     directory = state_dir() / f"{primary}:{config.host_id}"
-    directory.mkdir(parents=True, exist_ok=True)
+    with one_sentence():
+        directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 

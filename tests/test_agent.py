@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,8 +56,8 @@ class Host:
         )
         self.config.write_text(text)
 
-    def start(self) -> None:
-        """Start the agent; its log goes to agent.log."""
+    def start(self, *wrapper: str) -> None:
+        """Start the agent, under a wrapper command if given; its log goes to agent.log."""
         environment = {
             **os.environ,
             "SOFTNLB_RUN_DIR": str(self.directory / "run"),
@@ -64,7 +65,7 @@ class Host:
         }
         with (self.directory / "agent.log").open("a") as log:
             self.process = self.node.start(
-                [str(SOFTNLB), "agent", "--config", str(self.config)],
+                [*wrapper, str(SOFTNLB), "agent", "--config", str(self.config)],
                 env=environment,
                 stderr=log,
             )
@@ -181,6 +182,35 @@ def test_a_second_agent_on_the_interface_is_refused(hosts: list[Host]) -> None:
     assert second.wait(10) == 1
     host.process = first
     assert host.state() == "converged"
+
+
+def test_without_privileges_one_sentence_names_the_remedy(hosts: list[Host]) -> None:
+    host = hosts[0]
+    before = host.network()
+    host.start("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    assert host.process is not None
+    assert host.process.wait(10) == 5
+    assert "sudo" in host.log()
+    assert "Traceback" not in host.log()
+    assert host.network() == before
+
+
+def test_garbage_on_the_wire_is_counted_and_changes_nothing(hosts: list[Host]) -> None:
+    start_all(hosts)
+    before = [host.ask("query") for host in hosts]
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sender:
+            header = bytes.fromhex("bf01dec0 06020000 02000000 0a010064 0a010002")
+            for payload in (b"", b"x" * 60, header, header + bytes(1476), header + bytes(1400)):
+                sender.sendto(payload, ("eth0", 0x886F, 0, 0, b"\xff" * 6))
+
+    hosts[2].node.call(send)
+    wait_for(lambda: sum(hosts[0].ask("display")["heartbeats_ignored"].values()) >= 4)
+    after = [host.ask("query") for host in hosts]
+    for was, now in zip(before, after, strict=True):
+        del was["last_converged_s_ago"], now["last_converged_s_ago"]
+        assert was == now
 
 
 def test_an_address_that_something_else_configured_is_refused(hosts: list[Host]) -> None:
