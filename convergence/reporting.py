@@ -124,6 +124,10 @@ def next_deadline_ms(state: State) -> int:
     deadline = min(state.next_send_ms, state.expiry_ms)
     if state.urgent:
         deadline = min(deadline, state.last_send_ms + TRIGGER_GAP_MS)
+    # Shortly before the lease ends: what held it back may have ceased to count.
+    lease_ends_ms = state.installed_until_ms - state.period_ms // 4
+    if lease_ends_ms > state.now_ms:
+        deadline = min(deadline, lease_ends_ms)
     if state.embargo_until_ms > state.now_ms:
         deadline = min(deadline, state.embargo_until_ms)
     if state.stage in (Stage.STOPPING, Stage.LEAVING):

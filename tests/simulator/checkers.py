@@ -99,6 +99,8 @@ class OneOwner(Checker):
         if one.asleep or other.asleep:
             # It cannot know yet; its lease ends by itself.
             until_ms += self.lapse_ms
+        elif until_ms < (woke_ms := max(one.woke_ms, other.woke_ms)) <= until_ms + self.lapse_ms:
+            until_ms = woke_ms + self.merge_ms
         return self.world.now_ms <= until_ms
 
     def note_links(self) -> None:

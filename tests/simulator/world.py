@@ -72,6 +72,7 @@ class Host:
     pending: list[Output] = field(default_factory=list)
     tick_at_ms: int = 1 << 62
     life: int = 0
+    woke_ms: int = 0
 
     @property
     def asleep(self) -> bool:
@@ -198,6 +199,7 @@ class World:
             return
         host.paused_until_ms = None
         host.holds_outputs = False
+        host.woke_ms = self.now_ms
         pending, host.pending = host.pending, []
         self._carry_out(host, tuple(pending))
         queue, host.queue = host.queue, []
