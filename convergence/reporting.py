@@ -47,12 +47,13 @@ def _install(state: State) -> None:
         state.installed = maps
         state.installed_until_ms = until_ms
         state.outputs.append(MapsChanged(maps[0], maps[1], maps[2], until_ms))
-    elif not stopped and (
-        until_ms < state.installed_until_ms
-        or until_ms - state.installed_until_ms >= state.period_ms // 2
-    ):
-        state.installed_until_ms = until_ms
-        state.outputs.append(LeaseRenewed(until_ms))
+    elif not stopped and until_ms != state.installed_until_ms:
+        # A longer lease is told when it is worth it, a shorter one at once.
+        gained_ms = until_ms - state.installed_until_ms
+        ends_soon = state.installed_until_ms - state.now_ms < state.period_ms // 2
+        if gained_ms < 0 or ends_soon or gained_ms >= state.period_ms // 2:
+            state.installed_until_ms = until_ms
+            state.outputs.append(LeaseRenewed(until_ms))
 
 
 def send(state: State) -> None:
@@ -125,8 +126,10 @@ def next_deadline_ms(state: State) -> int:
     if state.urgent:
         deadline = min(deadline, state.last_send_ms + TRIGGER_GAP_MS)
     # Shortly before the lease ends: what held it back may have ceased to count.
-    lease_ends_ms = state.installed_until_ms - state.period_ms // 4
-    if lease_ends_ms > state.now_ms:
+    lease_ends_ms = state.installed_until_ms
+    if lease_ends_ms - state.period_ms // 4 > state.now_ms:
+        deadline = min(deadline, lease_ends_ms - state.period_ms // 4)
+    elif lease_ends_ms > state.now_ms:
         deadline = min(deadline, lease_ends_ms)
     if state.embargo_until_ms > state.now_ms:
         deadline = min(deadline, state.embargo_until_ms)

@@ -35,6 +35,8 @@ REGRESSIONS = {
     30197: "a deaf host restarted within the lease that its predecessor had extended",
     30241: "what a newcomer had heard did not count in the moment when a host was left alone",
     40751: "a frame that was decided, slept on and then sent told an old age as a new one",
+    41160: "one half of a partition slept while it healed (checker)",
+    61820: "a lease that could have been renewed ended between two ticks",
     4690: "two hosts, one mute, with one's patience shorter than the other's lease",
 }
 
