@@ -36,7 +36,8 @@ def tool(command: list[str], text: str = "") -> str | None:
             check=False,
             timeout=TOOL_TIMEOUT_S,
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # A directory of the PATH that this user may not read counts as one that has it not.
         return f"{command[0]} is not installed"
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

@@ -40,6 +40,7 @@ def enter_user_namespace() -> None:
     ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 class Namespace:
