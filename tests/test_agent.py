@@ -213,6 +213,21 @@ def test_garbage_on_the_wire_is_counted_and_changes_nothing(hosts: list[Host]) -
         assert was == now
 
 
+def test_a_cluster_key_keeps_out_who_has_another_one(hosts: list[Host]) -> None:
+    """convergence.md: a key here and another there never affects a running member."""
+    for host, secret in zip(hosts, ("11" * 32, "11" * 32, "22" * 32), strict=True):
+        key = host.directory / "cluster.key"
+        key.write_text(secret)
+        key.chmod(0o600)
+        host.configure(cluster='key_file = "cluster.key"\nkey_id = 1')
+    start_all(hosts[:2])
+    assert hosts[0].ask("params")["authentication"] == "hmac-sha256"
+    hosts[2].start()
+    wait_for(lambda: "cannot verify" in hosts[2].log(), timeout_s=10)
+    assert hosts[2].ask("maps")["buckets"] == 0
+    assert [host.ask("query")["members"] for host in hosts[:2]] == [[1, 2], [1, 2]]
+
+
 def test_an_address_that_something_else_configured_is_refused(hosts: list[Host]) -> None:
     host = hosts[0]
     host.node.run(f"ip address add {VIP}/32 dev lo")
