@@ -1,7 +1,7 @@
 # softnlb: the two commands of a newcomer are `make demo` and `make test`.
 # Both set up what they need first, say what that is, and install nothing the second time.
 
-.PHONY: help setup demo test check soak clean
+.PHONY: help setup demo test check soak bpf clean
 
 VENV := .venv/bin
 SEEDS ?= 20000
@@ -11,6 +11,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make check   style, types, import rule"
 	@echo "make soak    SEEDS=$(SEEDS) simulated episodes, all cores"
+	@echo "make bpf     the eBPF program anew, when its source changed: needs Debian 12's clang"
 	@echo "make setup   only what demo needs: .venv with softnlb in it"
 	@echo "make clean   remove what make made"
 
@@ -34,6 +35,10 @@ check:
 soak:
 	@sh .ci/setup test
 	@$(VENV)/python -m tests.simulator --seeds $(SEEDS)
+
+bpf:
+	@sh .ci/setup test
+	@$(MAKE) --no-print-directory -C softnlb/bpf
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -10,7 +10,12 @@ from modes import mac, nft
 from modes.plan import LinkPlan, Mode
 
 
-def plan(interface: str, cluster_ip_addresses: tuple[IPv4Interface, ...], igmp: bool) -> LinkPlan:
+def plan(
+    interface: str,
+    cluster_ip_addresses: tuple[IPv4Interface, ...],
+    igmp: bool,
+    plane_sets_packet_type: bool,
+) -> LinkPlan:
     """What multicast or IGMP mode wants of ``interface``; the first address is the primary."""
     addresses = tuple(address.ip for address in cluster_ip_addresses)
     primary = addresses[0]
@@ -27,6 +32,6 @@ def plan(interface: str, cluster_ip_addresses: tuple[IPv4Interface, ...], igmp: 
         igmp_group=mac.igmp_group(primary) if igmp else None,
         heartbeat_destination=cluster_mac,
         nft_tables=nft.tables(interface),
-        nft_ruleset=nft.ruleset(interface, cluster_mac, addresses),
+        nft_ruleset=nft.ruleset(interface, cluster_mac, addresses, plane_sets_packet_type),
         sysctls=nft.SYSCTLS,
     )

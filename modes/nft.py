@@ -16,30 +16,31 @@ def tables(interface: str) -> tuple[tuple[str, str], ...]:
     return tuple((family, f"softnlb_{name}") for family in _FAMILIES)
 
 
-def ruleset(interface: str, cluster_mac: bytes, addresses: Iterable[IPv4Address]) -> str:
+def ruleset(
+    interface: str,
+    cluster_mac: bytes,
+    addresses: Iterable[IPv4Address],
+    plane_sets_packet_type: bool = False,
+) -> str:
     """One transaction that replaces the tables, whatever state they are in.
 
     Every chain is written so that without it a frame for a cluster IP address is *dropped* by the
     kernel: a frame to a secondary unicast MAC is of packet type OTHERHOST, one to a multicast MAC
-    is of type MULTICAST, and IP takes neither (see SYSCTLS).  Only these rules make it HOST.
+    is of type MULTICAST, and IP takes neither (see SYSCTLS).  Only these rules make it HOST, or
+    the data plane does, for what it keeps (``plane_sets_packet_type``).
     """
     addresses = tuple(addresses)
     vips = ", ".join(map(str, addresses))
     names = dict(tables(interface))
+    ingress = _WITHOUT_PACKET_TYPE if plane_sets_packet_type else _WITH_PACKET_TYPE
+    chain = ingress.format(cluster_mac=colon_mac(cluster_mac), vips=vips)
     return f"""\
 {removal(tables(interface))}
 table netdev {names["netdev"]} {{
     chain ingress {{
         type filter hook ingress device "{interface}" priority 0; policy accept;
         vlan id != 0 accept
-        ether daddr != {colon_mac(cluster_mac)} accept
-        # Flooded to the cluster MAC but for somebody else, or the cluster IP address is withdrawn:
-        # a host that routes must not forward it.  "unicast" is every address that is not ours.
-        fib daddr type unicast drop
-        ip daddr {{ {vips} }} meta pkttype set host accept
-        # A neighbour that checks its cache asks the cluster MAC itself.
-        arp daddr ip {{ {vips} }} meta pkttype set host accept
-    }}
+{chain}    }}
 }}
 table arp {names["arp"]} {{
 {arp.output_chain(cluster_mac, addresses)}}}
@@ -49,6 +50,27 @@ table ip {names["ip"]} {{
         iifname != {{ "{interface}", "lo" }} ip daddr {{ {vips} }} drop
     }}
 }}
+"""
+
+
+_WITH_PACKET_TYPE = """\
+        ether daddr != {cluster_mac} accept
+        # Flooded to the cluster MAC but for somebody else, or the cluster IP address is withdrawn:
+        # a host that routes must not forward it.  "unicast" is every address that is not ours.
+        fib daddr type unicast drop
+        ip daddr {{ {vips} }} meta pkttype set host accept
+        # A neighbour that checks its cache asks the cluster MAC itself.
+        arp daddr ip {{ {vips} }} meta pkttype set host accept
+"""
+
+_WITHOUT_PACKET_TYPE = """\
+        # What XDP keeps has the interface's own MAC address by now: whatever the MAC address, a
+        # host that routes must not forward it while the cluster IP address is withdrawn.
+        ip daddr {{ {vips} }} fib daddr type unicast drop
+        ip daddr {{ {vips} }} accept
+        ether daddr != {cluster_mac} accept
+        # Flooded to the cluster MAC but for somebody else.
+        fib daddr type unicast drop
 """
 
 

@@ -10,7 +10,12 @@ from modes import arp, mac, nft
 from modes.plan import LinkPlan, Mode
 
 
-def plan(interface: str, host_id: int, cluster_ip_addresses: tuple[IPv4Interface, ...]) -> LinkPlan:
+def plan(
+    interface: str,
+    host_id: int,
+    cluster_ip_addresses: tuple[IPv4Interface, ...],
+    plane_sets_packet_type: bool,
+) -> LinkPlan:
     """What unicast mode wants of ``interface``; the first cluster IP address is the primary."""
     addresses = tuple(address.ip for address in cluster_ip_addresses)
     cluster_mac = mac.unicast_mac(addresses[0])
@@ -25,7 +30,7 @@ def plan(interface: str, host_id: int, cluster_ip_addresses: tuple[IPv4Interface
         igmp_group=None,
         heartbeat_destination=arp.BROADCAST,
         nft_tables=nft.tables(interface),
-        nft_ruleset=nft.ruleset(interface, cluster_mac, addresses),
+        nft_ruleset=nft.ruleset(interface, cluster_mac, addresses, plane_sets_packet_type),
         # The neighbours know the dedicated IP addresses under the former MAC: the kernel tells
         # them, when the MAC changes and again when it changes back.
         sysctls=(*nft.SYSCTLS, (f"net/ipv4/conf/{interface}/arp_notify", "1")),

@@ -41,7 +41,7 @@ from softnlb.config import ClusterConfig, ConfigError, load_in_child
 from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
-from softnlb.planes import choose
+from softnlb.planes import Choice, choose
 from softnlb.scanner import Scan, Scanner
 from softnlb.serving import Serving, host_config, table_of
 
@@ -58,11 +58,7 @@ CHECK_MS = 1000
 FRAMES_PER_TURN = 64
 """Heartbeats handled before the loop looks at its deadlines again."""
 
-LEVELS = {
-    Severity.INFO: logging.INFO,
-    Severity.WARNING: logging.WARNING,
-    Severity.ERROR: logging.ERROR,
-}
+LEVELS = {severity: getattr(logging, severity.name) for severity in Severity}
 
 
 def boot_ms() -> int:
@@ -73,10 +69,12 @@ def boot_ms() -> int:
 class Agent:
     """One host of one cluster."""
 
-    def __init__(self, config: ClusterConfig, data_plane: str) -> None:
+    def __init__(self, config: ClusterConfig, data_plane: str, attach: str = "auto") -> None:
         self.config = config
         self.directory = state.state_directory(config)
-        self.data_plane = data_plane
+        self.data_plane = data_plane if data_plane != "auto" else config.data_plane
+        self.attach = attach if attach != "auto" else config.attach
+        self.choice: Choice | None = None
         self.suspended = False
         self.events: deque[tuple[float, LogEvent]] = deque(maxlen=EVENTS_MAX)
         self.serving: Serving | None = None
@@ -258,10 +256,12 @@ class Agent:
     def start(self, force: bool = False) -> None:
         """Join the cluster; on a draining host, end the drain."""
         if self.serving is None:
-            plane = choose(self.data_plane)
-            serving = Serving(self.config, plane, self.directory)
+            choice = choose(self.data_plane, self.attach)
+            serving = Serving(self.config, choice.plane, self.directory)
             serving.start()
-            self.serving = serving
+            self.serving, before, self.choice = serving, self.choice, choice
+            if before is None or before.reason != choice.reason:
+                self.tell(LogEvent("data-plane", Severity.INFO, choice.text))
             self._watch(serving)
         code = secrets.randbits(32)
         self.step(CommandReceived(boot_ms(), Command.START, host_code=code, force=force))
@@ -376,6 +376,7 @@ def run(
     data_plane: str = "auto",
     force: bool = False,
     config: ClusterConfig | None = None,
+    attach: str = "auto",
 ) -> int:
     """Be a host until SIGTERM.  Returns the exit status; errors are one sentence on stderr.
 
@@ -390,8 +391,7 @@ def run(
         config = config or load_in_child(config_path)
         for warning in config.warnings:
             log.warning("%s", warning)
-        wanted = data_plane if data_plane != "auto" else config.data_plane
-        Agent(config, wanted).run(force)
+        Agent(config, data_plane, attach).run(force)
     except SoftnlbError as error:
         # The lines of a configuration error begin with the file instead.
         prefix = "" if isinstance(error, ConfigError) else "softnlb: "

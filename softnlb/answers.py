@@ -93,10 +93,20 @@ class Answers:
             "filter_icmp": config.filter_icmp,
             "initial_state": config.initial_state,
             "retain_suspended": config.retain_suspended,
-            "data_plane": agent.data_plane,
+            **self._data_plane(),
             "authentication": "hmac-sha256" if config.keys else "none",
             "configuration_digest": config.digest.hex(),
             "configuration_file": str(config.path),
+        }
+
+    def _data_plane(self) -> dict[str, Any]:
+        choice = self._agent.choice
+        if choice is None or self._agent.serving is None:
+            return {"data_plane": self._agent.data_plane, "attach": self._agent.attach}
+        return {
+            "data_plane": choice.plane.name,
+            "data_plane_reason": choice.reason,
+            "attach": choice.plane.attachment,
         }
 
     def do_display(self, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -23,15 +23,21 @@ from softnlb.cli_common import json_option, print_json
     help="Overrides data_plane of the file.",
 )
 @click.option(
+    "--attach",
+    type=click.Choice(["auto", "tc", "xdp", "xdp-generic"]),
+    default="auto",
+    help="Where the ebpf data plane hooks in; overrides attach of the file.",
+)
+@click.option(
     "--force",
     is_flag=True,
     help="Start although heartbeats for this cluster are heard that cannot be verified.",
 )
-def agent(config_path: Path, data_plane: str, force: bool) -> int:
+def agent(config_path: Path, data_plane: str, attach: str, force: bool) -> int:
     """Be a host of the cluster until SIGTERM."""
     from softnlb.agent import run
 
-    return run(config_path, data_plane=data_plane, force=force)
+    return run(config_path, data_plane=data_plane, force=force, attach=attach)
 
 
 @click.group()
@@ -105,7 +111,7 @@ def cleanup(as_json: bool) -> None:
 
     Running hosts are left alone.
     """
-    from softnlb import cli_show, link, nfqueue, record
+    from softnlb import cli_show, ebpf, link, nfqueue, record
     from softnlb.control import is_live, run_dir, state_dir
 
     undone: list[str] = []
@@ -116,6 +122,7 @@ def cleanup(as_json: bool) -> None:
         undone += link.cleanup(file)
         if left is not None:
             nfqueue.cleanup(left.interface)
+            undone += ebpf.cleanup(left.interface)
     if as_json:
         print_json({"undone": undone})
     else:

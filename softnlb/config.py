@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 InitialState = Literal["started", "stopped", "suspended"]
 DataPlaneChoice = Literal["auto", "nfqueue", "ebpf"]
+AttachChoice = Literal["auto", "tc", "xdp", "xdp-generic"]
 
 KEY_LAYOUT = 1
 """Which bytes of a packet are hashed (softnlb/filter.py); part of the configuration digest."""
@@ -89,6 +90,7 @@ class ClusterConfig:
     initial_state: InitialState
     retain_suspended: bool
     data_plane: DataPlaneChoice
+    attach: AttachChoice = "auto"
     keys: tuple[Key, ...] = ()
     remote_control_port: int | None = None
     warnings: tuple[str, ...] = ()

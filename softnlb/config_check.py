@@ -195,6 +195,7 @@ def _config(
         initial_state=host["initial_state"],
         retain_suspended=host["retain_suspended"],
         data_plane=host["data_plane"],
+        attach=host["attach"],
         keys=keys,
         warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"])),
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from softnlb.config import DataPlaneChoice, InitialState
+from softnlb.config import AttachChoice, DataPlaneChoice, InitialState
 
 
 def _interface_address(text: str) -> IPv4Interface:
@@ -113,6 +113,9 @@ class HostTable(BaseModel):
     )
     retain_suspended: bool = Field(default=False, description="true or false")
     data_plane: DataPlaneChoice = Field(default="auto", description='"auto", "nfqueue" or "ebpf"')
+    attach: AttachChoice = Field(
+        default="auto", description='"auto", "tc", "xdp" or "xdp-generic": where ebpf hooks in'
+    )
 
 
 class PortRuleTable(BaseModel):

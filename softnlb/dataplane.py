@@ -13,6 +13,13 @@ class DataPlane(Protocol):
     """
 
     name: str
+    sets_packet_type: bool
+    """Whether what it keeps becomes a packet for this host only here, and not in the link's rules:
+    then nothing is kept when the plane is gone."""
+
+    @property
+    def attachment(self) -> str:
+        """Where it hooks into the kernel, for people."""
 
     def attach(self, interface: str) -> None:
         """Begin to filter with an empty table: nothing is kept until ``install``.

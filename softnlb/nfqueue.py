@@ -40,6 +40,8 @@ class NfqueuePlane:
     """
 
     name = "nfqueue"
+    attachment = "nft"
+    sets_packet_type = False
 
     def __init__(self, queue_num: int | None = None) -> None:
         """``queue_num``: None takes the first queue that nobody in the network namespace uses."""

@@ -24,7 +24,7 @@ class Serving:
     """One started period of a host."""
 
     def __init__(self, config: ClusterConfig, plane: DataPlane, directory: Path) -> None:
-        self.plan = link_plan(config)
+        self.plan = link_plan(config, plane.sets_packet_type)
         self._config = config
         self._plane = plane
         self._link = Link(self.plan, directory / "link.json")
@@ -102,9 +102,15 @@ class Serving:
         return self._plane.counters()
 
 
-def link_plan(config: ClusterConfig) -> LinkPlan:
+def link_plan(config: ClusterConfig, plane_sets_packet_type: bool = False) -> LinkPlan:
     """What the mode wants of the cluster interface."""
-    return plan_link(config.mode, config.interface, config.host_id, config.cluster_ip_addresses)
+    return plan_link(
+        config.mode,
+        config.interface,
+        config.host_id,
+        config.cluster_ip_addresses,
+        plane_sets_packet_type,
+    )
 
 
 def table_of(

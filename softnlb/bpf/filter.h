@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * What the program and the agent share: the table of decisions and the counters.
+ *
+ * The agent's side of it is softnlb/ebpf_table.py; a test compares the two, field by field, through
+ * the type information in the object.
+ */
+#ifndef SOFTNLB_FILTER_H
+#define SOFTNLB_FILTER_H
+
+#include <linux/types.h>
+
+#define BUCKETS 60
+
+/* The user's 32 port rules, then the default rule. */
+#define SLOTS_MAX 33
+
+#define CLUSTER_IP_ADDRESSES_MAX 64
+
+/* The port tables of TCP and UDP: of every address that has a rule of its own, and of the rest. */
+#define PORT_TABLES_MAX 66
+
+/* More than 32 rules can need: a page that is not the same as many others holds the end of a
+ * range, and the worst is 15 addresses with one rule each beside 16 rules for all addresses. */
+#define PORT_PAGES_MAX 1152
+
+/* In the order of softnlb/filter.py. */
+enum reason {
+	OWNER,
+	SECOND_CHANCE,
+	NOT_MINE,
+	NO_LEASE,
+	DISABLED,
+	ORPHAN_RESET,
+	STOPPED,
+	DRAINING,
+	WRONG_INTERFACE,
+	NEVER_FORWARD,
+	ADDRESS_RESOLUTION,
+	ICMP_ERROR,
+	EVERY_HOST,
+	FRAGMENT,
+	MALFORMED,
+	REMOTE_CONTROL,
+	SYN_COOKIE,
+	CONNTRACK,
+	HALF_OPEN,
+	TIME_WAIT,
+	NO_SOCKET,
+	TAGGED,
+	NOT_CLUSTER,
+	REASONS,
+};
+
+enum affinity {
+	AFFINITY_NONE,
+	AFFINITY_SINGLE,
+	AFFINITY_NETWORK,
+};
+
+struct rule {
+	__u64 current; /* bit b: bucket b is mine */
+	__u64 orphan;  /* bit b: nobody serves a connection in bucket b any more */
+	__u8 affinity;
+	__u8 disabled;
+	__u8 unused[6];
+};
+
+struct cluster_ip_address {
+	__be32 address;
+	__u16 tcp_ports; /* numbers of port tables */
+	__u16 udp_ports;
+};
+
+struct table {
+	__u64 valid_until_ns; /* boot-time clock */
+	__u32 hash_seed;
+	__s32 remote_control_port; /* -1: none */
+	__u8 started;
+	__u8 draining;
+	__u8 filter_icmp;
+	__u8 default_slot;
+	__u8 cluster_mac[6];
+	__u8 interface_mac[6]; /* what XDP writes over the cluster MAC */
+	__u32 cluster_ip_addresses;
+	__u8 unused[4];
+	struct cluster_ip_address cluster[CLUSTER_IP_ADDRESSES_MAX];
+	struct rule rules[SLOTS_MAX];
+	/* Port -> slot in two loads, however many rules there are: the upper byte of the port leads to
+	 * a page, the lower byte to the slot in it.  Tables and addresses share equal pages. */
+	__u16 port_pages[PORT_TABLES_MAX][256];
+	__u8 page_slots[PORT_PAGES_MAX][256];
+};
+
+/* A table is written while the other is obeyed; ``active`` then changes over in one store. */
+struct state {
+	struct table tables[2];
+	__u32 active;
+	__u32 unused;
+};
+
+/* Packets per reason: row 0 those that met no rule, row n + 1 those of slot n. */
+struct counters {
+	__u64 packets[SLOTS_MAX + 1][REASONS];
+};
+
+_Static_assert(sizeof(struct rule) == 24, "rule");
+_Static_assert(sizeof(struct cluster_ip_address) == 8, "cluster_ip_address");
+_Static_assert(sizeof(struct table) == 40 + 64 * 8 + 33 * 24 + 66 * 512 + 1152 * 256, "table");
+
+#endif

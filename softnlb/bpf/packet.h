@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * Bytes of a frame -> struct packet: what softnlb/packet.py does, and the tests compare the two.
+ *
+ * IPv6 is one more parse function and one more case of ``kind``: nothing after parsing looks at
+ * the frame again but the SYN cookie check.
+ */
+#ifndef SOFTNLB_PACKET_H
+#define SOFTNLB_PACKET_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define FLAG_FIN 0x01
+#define FLAG_SYN 0x02
+#define FLAG_RST 0x04
+#define FLAG_ACK 0x10
+/* Of these flags the first segment of a connection carries SYN alone. */
+#define FLAGS_OPENING (FLAG_SYN | FLAG_ACK | FLAG_RST | FLAG_FIN)
+
+#define VLAN_TAGS_MAX 2
+#define VLAN_ID_MASK 0x0fff
+
+enum kind {
+	KIND_IPV4,
+	KIND_ARP,
+	KIND_OTHER,  /* nothing that could be for a cluster IP address */
+	KIND_TAGGED, /* of a VLAN */
+	KIND_SHORT,  /* the header goes on where only a copy can reach it */
+};
+
+struct packet {
+	void *ip;        /* headers, still to be checked against the end */
+	void *transport;
+	__be32 source;
+	__be32 destination;
+	__u32 acknowledgment;
+	__be16 source_port;
+	__be16 destination_port;
+	__u16 fragment_offset;
+	__s16 icmp_type; /* -1: none */
+	__u8 protocol;
+	__u8 flags;
+	__u8 malformed;
+};
+
+struct vlan_header {
+	__be16 tci;
+	__be16 ethertype;
+};
+
+struct arp_ipv4 {
+	__be16 hardware_type;
+	__be16 protocol_type;
+	__u8 hardware_bytes;
+	__u8 protocol_bytes;
+	__be16 operation;
+	__u8 sender_mac[6];
+	__u8 sender_ip[4];
+	__u8 target_mac[6];
+	__u8 target_ip[4];
+};
+
+struct icmp_header {
+	__u8 type;
+	__u8 code;
+	__u8 rest[6];
+};
+
+static __always_inline enum kind parse_arp(void *at, void *end, __u32 bytes, struct packet *p)
+{
+	struct arp_ipv4 *arp = at;
+
+	if (at + sizeof(*arp) > end)
+		return bytes >= sizeof(*arp) ? KIND_SHORT : KIND_OTHER;
+	if (arp->hardware_type != bpf_htons(1) || arp->protocol_type != bpf_htons(ETH_P_IP) ||
+	    arp->hardware_bytes != ETH_ALEN || arp->protocol_bytes != 4)
+		return KIND_OTHER;
+	__builtin_memcpy(&p->destination, arp->target_ip, 4);
+	return KIND_ARP;
+}
+
+/* Where a fragment offset is 0.  ``room``: bytes of the transport header and data that the packet
+ * has, by its own word and in truth. */
+static __always_inline enum kind parse_transport(void *end, __s32 room, struct packet *p)
+{
+	void *at = p->transport;
+
+	if (p->protocol == IPPROTO_TCP) {
+		struct tcphdr *tcp = at;
+		__u32 header_bytes;
+
+		if (room < (__s32)sizeof(*tcp))
+			return KIND_IPV4;
+		if (at + sizeof(*tcp) > end)
+			return KIND_SHORT;
+		header_bytes = tcp->doff * 4;
+		p->source_port = tcp->source;
+		p->destination_port = tcp->dest;
+		p->acknowledgment = bpf_ntohl(tcp->ack_seq);
+		p->flags = ((__u8 *)at)[13];
+		if (header_bytes < sizeof(*tcp))
+			return KIND_IPV4;
+	} else if (p->protocol == IPPROTO_UDP) {
+		struct udphdr *udp = at;
+
+		if (room < (__s32)sizeof(*udp))
+			return KIND_IPV4;
+		if (at + sizeof(*udp) > end)
+			return KIND_SHORT;
+		p->source_port = udp->source;
+		p->destination_port = udp->dest;
+	} else if (p->protocol == IPPROTO_ICMP) {
+		struct icmp_header *icmp = at;
+
+		if (room < (__s32)sizeof(*icmp))
+			return KIND_IPV4;
+		if (at + sizeof(*icmp) > end)
+			return KIND_SHORT;
+		p->icmp_type = icmp->type;
+	} else if (room < 0) {
+		return KIND_IPV4;
+	}
+	p->malformed = 0;
+	return KIND_IPV4;
+}
+
+/* ``bytes``: from the IP header to the end of the frame, padding and what is not at hand included.
+ * ``large``: the kernel has merged segments to more than a total length can say. */
+static __always_inline enum kind parse_ipv4(void *at, void *end, __u32 bytes, int large,
+					    struct packet *p)
+{
+	struct iphdr *ip = at;
+	__u32 header_bytes, total_bytes, in_frame;
+	enum kind kind;
+	__s32 room;
+
+	if (at + sizeof(*ip) > end)
+		return bytes >= sizeof(*ip) ? KIND_SHORT : KIND_OTHER;
+	if (ip->version != 4)
+		return KIND_OTHER;
+	header_bytes = ip->ihl * 4;
+	total_bytes = bpf_ntohs(ip->tot_len);
+	if (!total_bytes && large)
+		total_bytes = bytes;
+	p->ip = at;
+	p->source = ip->saddr;
+	p->destination = ip->daddr;
+	p->protocol = ip->protocol;
+	p->fragment_offset = bpf_ntohs(ip->frag_off) & 0x1fff;
+	p->malformed = 1;
+	if (header_bytes < sizeof(*ip) || total_bytes < header_bytes || p->fragment_offset)
+		return KIND_IPV4;
+	p->transport = at + header_bytes;
+	in_frame = bytes < total_bytes ? bytes : total_bytes;
+	room = (__s32)in_frame - (__s32)header_bytes;
+	kind = parse_transport(end, room, p);
+	/* The data offset may point past the frame, as it may be cut short, but not past the packet. */
+	if (kind == KIND_IPV4 && p->protocol == IPPROTO_TCP && !p->malformed) {
+		struct tcphdr *tcp = p->transport;
+
+		if ((void *)(tcp + 1) > end || header_bytes + tcp->doff * 4 > total_bytes)
+			p->malformed = 1;
+	}
+	return kind;
+}
+
+/* ``frame_bytes``: of the whole frame, of which only a part may lie before ``end``. */
+static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_bytes, int large,
+					     struct packet *p)
+{
+	struct ethhdr *ethernet = data;
+	void *at = data + sizeof(*ethernet);
+	__be16 ethertype;
+	int i;
+
+	__builtin_memset(p, 0, sizeof(*p));
+	p->icmp_type = -1;
+	if (at > end)
+		return KIND_OTHER;
+	ethertype = ethernet->h_proto;
+	/* VLAN 0 is a priority and no VLAN. */
+	for (i = 0; i < VLAN_TAGS_MAX; i++) {
+		struct vlan_header *vlan = at;
+
+		if (ethertype != bpf_htons(ETH_P_8021Q) && ethertype != bpf_htons(ETH_P_8021AD))
+			break;
+		if ((void *)(vlan + 1) > end)
+			return KIND_OTHER;
+		if (vlan->tci & bpf_htons(VLAN_ID_MASK))
+			return KIND_TAGGED;
+		ethertype = vlan->ethertype;
+		at += sizeof(*vlan);
+	}
+	frame_bytes -= at - data;
+	if (ethertype == bpf_htons(ETH_P_IP))
+		return parse_ipv4(at, end, frame_bytes, large, p);
+	if (ethertype == bpf_htons(ETH_P_ARP))
+		return parse_arp(at, end, frame_bytes, p);
+	return KIND_OTHER;
+}
+
+#endif

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * What this host's stack knows of a connection: its sockets, its SYN cookies, its conntrack.
+ */
+#ifndef SOFTNLB_SOCKETS_H
+#define SOFTNLB_SOCKETS_H
+
+#include "packet.h"
+
+/* Fields of the running kernel's structures; where they lie is found out when the program loads. */
+struct tcp_request_sock {
+	__u32 snt_isn;
+} __attribute__((preserve_access_index));
+
+struct tcp_sock {
+	__u32 snd_una;
+	__u32 snd_nxt;
+} __attribute__((preserve_access_index));
+
+struct ip_ct_tcp {
+	__u8 state;
+} __attribute__((preserve_access_index));
+
+union nf_conntrack_proto {
+	struct ip_ct_tcp tcp;
+} __attribute__((preserve_access_index));
+
+struct nf_conn {
+	unsigned long status;
+	union nf_conntrack_proto proto;
+} __attribute__((preserve_access_index));
+
+struct conntrack_options {
+	__s32 netns_id;
+	__s32 error;
+	__u8 protocol;
+	__u8 direction;
+	__u8 reserved[2];
+};
+
+/* nf_conntrack_common.h and nf_conntrack_tcp.h, which no user header shows in full. */
+#define STATUS_NAT (1 << 4 | 1 << 5)
+#define CT_LAST_ACK 6
+#define CT_CLOSE 8
+
+extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *, struct bpf_sock_tuple *, __u32,
+					 struct conntrack_options *, __u32) __ksym __weak;
+extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *, struct bpf_sock_tuple *, __u32,
+					 struct conntrack_options *, __u32) __ksym __weak;
+extern void bpf_ct_release(struct nf_conn *) __ksym __weak;
+
+enum hook {
+	HOOK_TC,
+	HOOK_XDP,
+};
+
+static __always_inline void fill_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
+{
+	tuple->ipv4.saddr = p->source;
+	tuple->ipv4.daddr = p->destination;
+	tuple->ipv4.sport = p->source_port;
+	tuple->ipv4.dport = p->destination_port;
+}
+
+static __always_inline int udp_connected(void *ctx, const struct packet *p)
+{
+	struct bpf_sock_tuple tuple;
+	struct bpf_sock *sk;
+	int connected;
+
+	fill_tuple(&tuple, p);
+	sk = bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sk)
+		return 0;
+	connected = sk->state == BPF_TCP_ESTABLISHED;
+	bpf_sk_release(sk);
+	return connected;
+}
+
+/* Whether the segment answers the SYN-ACK that this host sent, of a connection in SYN_RECV. */
+static __always_inline int acknowledges_syn_ack(struct bpf_sock *sk, const struct packet *p)
+{
+	struct tcp_request_sock *request = bpf_skc_to_tcp_request_sock(sk);
+	struct tcp_sock *tcp;
+
+	if (request)
+		return p->acknowledgment == request->snt_isn + 1;
+	/* Fast Open and simultaneous open have a whole socket by now, which may have sent data. */
+	tcp = bpf_skc_to_tcp_sock(sk);
+	return tcp && p->acknowledgment - tcp->snd_una <= tcp->snd_nxt - tcp->snd_una;
+}
+
+/* Whether the segment carries a SYN cookie that this host has sent. */
+static __always_inline int carries_syn_cookie(struct bpf_sock *listener, const struct packet *p,
+					      void *end)
+{
+	struct iphdr *ip = p->ip;
+	struct tcphdr *tcp = p->transport;
+
+	if ((p->flags & FLAGS_OPENING) != FLAG_ACK)
+		return 0;
+	if ((void *)(ip + 1) > end || (void *)(tcp + 1) > end)
+		return 0;
+	return !bpf_tcp_check_syncookie(listener, ip, sizeof(*ip), tcp, sizeof(*tcp));
+}
+
+/* Whether connection tracking has seen this host accept the connection, and its ports or addresses
+ * are translated (containers), so that no socket can be found.  Connections at their end count no
+ * more, unless the segment is of the end: a new one with the same ports may be another host's. */
+static __always_inline int conntracked(void *ctx, const struct packet *p, enum hook hook)
+{
+	struct conntrack_options options = { .netns_id = -1, .protocol = IPPROTO_TCP };
+	struct bpf_sock_tuple tuple;
+	struct nf_conn *found;
+	int known;
+
+	if (!bpf_ct_release)
+		return 0;
+	fill_tuple(&tuple, p);
+	if (hook == HOOK_TC) {
+		if (!bpf_skb_ct_lookup)
+			return 0;
+		found = bpf_skb_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &options,
+					  sizeof(options));
+	} else {
+		if (!bpf_xdp_ct_lookup)
+			return 0;
+		found = bpf_xdp_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &options,
+					  sizeof(options));
+	}
+	if (!found)
+		return 0;
+	known = found->status & STATUS_NAT &&
+		(p->flags & (FLAG_FIN | FLAG_RST) || found->proto.tcp.state < CT_LAST_ACK ||
+		 found->proto.tcp.state > CT_CLOSE);
+	bpf_ct_release(found);
+	return known;
+}
+
+#endif
