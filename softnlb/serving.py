@@ -86,10 +86,13 @@ class Serving:
     def repair(self) -> None:
         """Withdraw the cluster IP addresses at once, then put every piece back."""
         self._link.withdraw_cluster_ip_addresses()
-        self._plane.detach()
+        whole = self._plane.intact()
+        if not whole:
+            self._plane.detach()
         self._link.repair()
-        self._plane.attach(self._config.interface)
-        self._plane.install(self.table)
+        if not whole:
+            self._plane.attach(self._config.interface)
+            self._plane.install(self.table)
         self._link.add_cluster_ip_addresses()
         self._link.announce()
 

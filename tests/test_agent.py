@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from softnlb import ebpf
 from softnlb.control import call
 from softnlb.errors import SoftnlbError
 from tests.netns import Namespace, Segment, wait_for
@@ -340,7 +341,6 @@ def test_reload_of_what_all_must_share_joins_again(hosts: list[Host]) -> None:
     "deed",
     [
         "nft flush ruleset",
-        "nft delete table ip softnlb_queue_eth0",
         "nft delete table arp softnlb_eth0",
         f"ip address del {VIP}/32 dev eth0",
         "ip link set eth0 address 02:11:22:33:44:55",
@@ -359,8 +359,28 @@ def test_what_others_take_away_is_put_back(hosts: list[Host], deed: str) -> None
     assert host.state() == "converged"
 
 
+@pytest.mark.parametrize("data_plane", ["nfqueue", "ebpf"])
+def test_a_data_plane_that_others_take_away_is_put_back(
+    hosts: list[Host], data_plane: str
+) -> None:
+    host = hosts[0]
+    host.configure(host=f'data_plane = "{data_plane}"')
+    host.start()
+    host.wait_state("converged")
+    assert host.ask("params")["data_plane"] == data_plane
+    before = host.network()
+    if data_plane == "nfqueue":
+        host.node.run("nft delete table ip softnlb_queue_eth0")
+    else:
+        assert host.node.call(ebpf.cleanup, "eth0")
+    wait_for(lambda: "repair" in host.log())
+    wait_for(lambda: host.network() == before)
+    host.wait_state("converged")
+
+
 def test_a_dead_verdict_process_is_replaced(hosts: list[Host]) -> None:
     host = hosts[0]
+    host.configure(host='data_plane = "nfqueue"')
     host.start()
     host.wait_state("converged")
     assert host.process is not None
