@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from convergence.rules import ALL_BUCKETS, DEFAULT_RULE, Affinity, PortRule
+from softnlb.ebpf import EbpfPlane
 from softnlb.filter import FilterRule, FilterTable, default_hash_seed
 from softnlb.nfqueue import NfqueuePlane
 from softnlb.verdicts import now_ms
@@ -57,14 +59,15 @@ def mac_of(namespace: Namespace) -> str:
 class Bench:
     """The host, its plane (attached), the client and a raw wire on the client's side."""
 
-    def __init__(self) -> None:
+    def __init__(self, plane: str = "nfqueue") -> None:
+        """``plane``: nfqueue, or where ebpf hooks in (tc, xdp, xdp-generic)."""
         self.segment = Segment()
         self._sockets: list[socket.socket] = []
         self.host = self.segment.node("host", "10.1.0.1/24")
         self.client = self.segment.node("client", f"{CLIENT}/24")
         neighbour = f"{STRANGER} lladdr {mac_of(self.client)} dev eth0 nud permanent"
         self.host.run(f"ip neighbour add {neighbour}")
-        self.plane = NfqueuePlane()
+        self.plane: Any = NfqueuePlane() if plane == "nfqueue" else EbpfPlane(plane)
         with inside(self.host):
             self.plane.attach("eth0")
         self.table = FilterTable(

@@ -360,9 +360,7 @@ def test_what_others_take_away_is_put_back(hosts: list[Host], deed: str) -> None
 
 
 @pytest.mark.parametrize("data_plane", ["nfqueue", "ebpf"])
-def test_a_data_plane_that_others_take_away_is_put_back(
-    hosts: list[Host], data_plane: str
-) -> None:
+def test_a_data_plane_that_others_take_away_is_put_back(hosts: list[Host], data_plane: str) -> None:
     host = hosts[0]
     host.configure(host=f'data_plane = "{data_plane}"')
     host.start()

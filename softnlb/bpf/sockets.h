@@ -40,7 +40,7 @@ struct conntrack_options {
 
 /* nf_conntrack_common.h and nf_conntrack_tcp.h, which no user header shows in full. */
 #define STATUS_NAT (1 << 4 | 1 << 5)
-#define CT_LAST_ACK 6
+#define CT_TIME_WAIT 7
 #define CT_CLOSE 8
 
 extern struct nf_conn *bpf_skb_ct_lookup(struct __sk_buff *, struct bpf_sock_tuple *, __u32,
@@ -105,8 +105,8 @@ static __always_inline int carries_syn_cookie(struct bpf_sock *listener, const s
 }
 
 /* Whether connection tracking has seen this host accept the connection, and its ports or addresses
- * are translated (containers), so that no socket can be found.  Connections at their end count no
- * more, unless the segment is of the end: a new one with the same ports may be another host's. */
+ * are translated (containers), so that no socket can be found.  Of connections that have ended only
+ * the ends are kept, as of sockets in TIME_WAIT: a new one on the same ports may be another host's. */
 static __always_inline int conntracked(void *ctx, const struct packet *p, enum hook hook)
 {
 	struct conntrack_options options = { .netns_id = -1, .protocol = IPPROTO_TCP };
@@ -131,7 +131,7 @@ static __always_inline int conntracked(void *ctx, const struct packet *p, enum h
 	if (!found)
 		return 0;
 	known = found->status & STATUS_NAT &&
-		(p->flags & (FLAG_FIN | FLAG_RST) || found->proto.tcp.state < CT_LAST_ACK ||
+		(p->flags & (FLAG_FIN | FLAG_RST) || found->proto.tcp.state < CT_TIME_WAIT ||
 		 found->proto.tcp.state > CT_CLOSE);
 	bpf_ct_release(found);
 	return known;
