@@ -1,43 +1,18 @@
-"""The ebpf plane: the kernel decides, from a table that the agent writes into shared memory."""
+"""The ebpf plane: a program on the interface decides, from the table that the agent writes."""
 
-import ctypes
-import mmap
-import os
-import platform
+import fcntl
 import socket
 import struct
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
-from softnlb import ebpf_attach, ebpf_table, libbpf, netlink
+from softnlb import ebpf_attach, netlink
 from softnlb.ebpf_attach import TC_PROGRAM, XDP_PROGRAM, Attachment
-from softnlb.ebpf_table import REASONS, State
+from softnlb.ebpf_program import Program, wait_for_running_programs
 from softnlb.errors import DataPlaneUnavailable, SoftnlbError
 from softnlb.filter import FilterTable
 
-OBJECT = Path(__file__).parent / "bpf" / "filter.bpf.o"
-
-_CONNTRACK = Path("/sys/module/nf_conntrack")
 _GROUP_TC = 4
 _SIOCGIFHWADDR = 0x8927
-_MEMBARRIER_GLOBAL = 1
-_MEMBARRIER = {"x86_64": 324, "aarch64": 283, "riscv64": 283, "ppc64le": 365}
-_GRACE_S = 0.02
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """Programs and maps in the kernel, attached to nothing."""
-
-    program_fd: int
-    counters_fd: int
-    state: State
-    with_conntrack: bool
-
-    def close(self) -> None:
-        os.close(self.program_fd)
-        os.close(self.counters_fd)
 
 
 @dataclass(slots=True)
@@ -48,10 +23,8 @@ class _Attached:
     index: int
     interface_mac: bytes
     attachment: Attachment
-    loaded: _Loaded
-    identity: int
+    program: Program
     monitor: socket.socket
-    ports: ebpf_table.Ports | None = None
 
 
 class EbpfPlane:
@@ -68,7 +41,7 @@ class EbpfPlane:
     def __init__(self, attach: str = "auto") -> None:
         """``attach``: auto, tc, xdp (in the driver) or xdp-generic."""
         self._attach = attach
-        self._loaded: _Loaded | None = None
+        self._loaded: Program | None = None
         self._present: _Attached | None = None
 
     @property
@@ -76,13 +49,14 @@ class EbpfPlane:
         """Where the program sits, for people."""
         return self._present.attachment.name if self._present else self._attach
 
-    def load(self) -> None:
+    def load(self) -> Program:
         """Bring the program into the kernel, attached to nothing.
 
         Raises DataPlaneUnavailable; LoadError has the verifier's log.
         """
         if self._loaded is None:
-            self._loaded = _load(XDP_PROGRAM if self._attach.startswith("xdp") else TC_PROGRAM)
+            self._loaded = Program(XDP_PROGRAM if self._attach.startswith("xdp") else TC_PROGRAM)
+        return self._loaded
 
     def attach(self, interface: str) -> None:
         """Begin to filter; nothing is filtered, nor of another type, until install.
@@ -90,55 +64,34 @@ class EbpfPlane:
         Raises DataPlaneUnavailable.  What a crashed agent left on the interface is replaced.
         """
         self.detach()
-        self.load()
-        loaded, self._loaded = self._loaded, None
-        assert loaded is not None
+        program, self._loaded = self.load(), None
         try:
-            self._present = _attach(interface, self._attach, loaded)
+            self._present = _attach(interface, self._attach, program)
         except BaseException:
-            loaded.close()
+            program.close()
             raise
 
     def install(self, table: FilterTable) -> None:
         """Obey this table: when this returns, no packet is decided by an older one any more."""
         present = self._attached()
-        if present.ports is None or present.ports.key != ebpf_table.ports_key(table):
-            present.ports = ebpf_table.Ports(table)
-        state = present.loaded.state
-        fresh = state.active ^ 1
-        present.ports.write(state.tables[fresh])
-        ebpf_table.write(table, present.interface_mac, state.tables[fresh])
-        state.active = fresh
-        _wait_for_running_programs()
+        present.program.write(table, present.interface_mac)
+        wait_for_running_programs()
 
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed table (boot-time clock, ms)."""
-        state = self._attached().loaded.state
-        state.tables[state.active].valid_until_ns = ebpf_table.lease_ns(valid_until_ms)
+        self._attached().program.renew(valid_until_ms)
 
     def counters(self) -> dict[str, int]:
         """Packets per reason since attach."""
         found: dict[str, int] = {}
-        for row in self._rows():
+        for row in self._attached().program.counters():
             for reason, packets in row.items():
                 found[reason] = found.get(reason, 0) + packets
         return dict(sorted(found.items()))
 
     def slot_counters(self, slot: int) -> dict[str, int]:
         """Packets per reason that met the rule of this slot."""
-        return self._rows()[slot + 1]
-
-    def _rows(self) -> list[dict[str, int]]:
-        cpus = libbpf.possible_cpus()
-        size = ebpf_table.COUNTERS_BYTES
-        data = libbpf.lookup(self._attached().loaded.counters_fd, 0, size * cpus)
-        words = struct.unpack(f"={len(data) // 8}Q", data)
-        width, each = len(REASONS), size // 8
-        rows = []
-        for at in range(0, each, width):
-            sums = [sum(words[at + number :: each]) for number in range(width)]
-            rows.append({str(r): n for r, n in zip(REASONS, sums, strict=True) if n})
-        return rows
+        return self._attached().program.counters()[slot + 1]
 
     def intact(self) -> bool:
         """False when the program is no longer where attach put it, or connection tracking has
@@ -151,8 +104,7 @@ class EbpfPlane:
             identities = present.attachment.present(present.index)
         except OSError:
             return False
-        conntrack_came = _CONNTRACK.exists() and not present.loaded.with_conntrack
-        return present.identity in identities and not conntrack_came
+        return present.program.identity in identities and present.program.up_to_date()
 
     def fileno(self) -> int:
         """Readable when somebody changes tc filters or qdiscs; then ask ``intact``."""
@@ -165,12 +117,12 @@ class EbpfPlane:
             return
         present.monitor.close()
         try:
-            if present.identity in present.attachment.present(present.index):
-                present.attachment.detach(present.index, present.identity)
+            if present.program.identity in present.attachment.present(present.index):
+                present.attachment.detach(present.index, present.program.identity)
         except OSError:
             # The interface is gone, and the program with it.
             pass
-        present.loaded.close()
+        present.program.close()
 
     def _attached(self) -> _Attached:
         if self._present is None:
@@ -190,34 +142,14 @@ def cleanup(interface: str) -> list[str]:
 
 def probe() -> str | None:
     """Why ebpf cannot work here, None when it can.  Loads the program and attaches it nowhere."""
-    plane = EbpfPlane()
     try:
-        plane.load()
+        EbpfPlane().load().close()
     except DataPlaneUnavailable as error:
         return str(error)
     return None
 
 
-def _load(program: str) -> _Loaded:
-    with_conntrack = _CONNTRACK.exists()
-    loaded = libbpf.BpfObject(OBJECT, (program,))
-    try:
-        bss = loaded.map(".bss")
-        try:
-            memory = mmap.mmap(bss, ctypes.sizeof(State))
-        finally:
-            os.close(bss)
-        return _Loaded(
-            loaded.program(program),
-            loaded.map("packets"),
-            State.from_buffer(memory),
-            with_conntrack,
-        )
-    finally:
-        loaded.close()
-
-
-def _attach(interface: str, attach: str, loaded: _Loaded) -> _Attached:
+def _attach(interface: str, attach: str, program: Program) -> _Attached:
     try:
         index = socket.if_nametoindex(interface)
     except OSError:
@@ -225,7 +157,7 @@ def _attach(interface: str, attach: str, loaded: _Loaded) -> _Attached:
     try:
         ebpf_attach.remove_ours(index)
         attachment = ebpf_attach.choose(attach, index)
-        attachment.attach(index, loaded.program_fd)
+        attachment.attach(index, program.descriptor)
     except OSError as error:
         raise DataPlaneUnavailable(f"the kernel does not attach the program: {error}") from error
     return _Attached(
@@ -233,15 +165,12 @@ def _attach(interface: str, attach: str, loaded: _Loaded) -> _Attached:
         index,
         _mac(interface),
         attachment,
-        loaded,
-        libbpf.program_id(loaded.program_fd),
+        program,
         netlink.monitor(netlink.ROUTE, _GROUP_TC),
     )
 
 
 def _mac(interface: str) -> bytes:
-    import fcntl
-
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asked:
         request = struct.pack("40s", interface.encode())
         return fcntl.ioctl(asked, _SIOCGIFHWADDR, request)[18:24]
@@ -256,11 +185,3 @@ def _drain(monitor: socket.socket) -> None:
         except OSError:
             # More than it could hold: whatever was lost, the caller looks for itself.
             continue
-
-
-def _wait_for_running_programs() -> None:
-    """Every run that began before this call has ended when it returns: about 10 ms."""
-    number = _MEMBARRIER.get(platform.machine())
-    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0):
-        # A run lasts microseconds, and nothing else on its processor can delay it this long.
-        time.sleep(_GRACE_S)

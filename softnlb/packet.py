@@ -134,7 +134,8 @@ def _parse_transport(
         if room >= _UDP_BYTES:
             source, destination = _PORTS.unpack_from(data, at)
             return Flow(*head, source, destination, 0, 0, 0, -1, -1, 0, more)
-    elif protocol in (ICMP, ICMPV6):
+    elif protocol == (ICMP if len(head[3]) == 4 else ICMPV6):
+        # Either in the other's IP version is a protocol like any that has no ports.
         if room >= _ICMP_BYTES:
             return Flow(*head, 0, 0, 0, 0, 0, data[at], data[at + 1], 0, more)
     elif room >= 0:

@@ -177,6 +177,7 @@ class Wire:
 
         self._socket = client.call(open_socket)
         self._mac, self._host_mac = mac_of(client), mac_of(host)
+        self.addresses = bytes.fromhex((self._host_mac + self._mac).replace(":", ""))
 
     def send(self, packet: Packet) -> None:
         self.send_bytes(bytes(Ether(src=self._mac, dst=self._host_mac) / packet))

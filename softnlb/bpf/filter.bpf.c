@@ -118,7 +118,7 @@ static __always_inline int decide_by_socket(void *ctx, void *end, const struct p
 	sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return 0;
-	state = sk->state;
+	state = state_of(sk);
 	if (state == BPF_TCP_LISTEN) {
 		decided = 0;
 		*cookie = carries_syn_cookie(sk, p, end);

@@ -17,6 +17,14 @@ struct tcp_sock {
 	__u32 snd_nxt;
 } __attribute__((preserve_access_index));
 
+struct inet_timewait_sock {
+	unsigned char tw_substate;
+} __attribute__((preserve_access_index));
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+} __attribute__((preserve_access_index));
+
 struct ip_ct_tcp {
 	__u8 state;
 } __attribute__((preserve_access_index));
@@ -88,6 +96,18 @@ static __always_inline int acknowledges_syn_ack(struct bpf_sock *sk, const struc
 	/* Fast Open and simultaneous open have a whole socket by now, which may have sent data. */
 	tcp = bpf_skc_to_tcp_sock(sk);
 	return tcp && p->acknowledgment - tcp->snd_una <= tcp->snd_nxt - tcp->snd_una;
+}
+
+/* The state with a closed socket's FIN_WAIT2 told from the TIME_WAIT that it shares the shape with. */
+static __always_inline __u32 state_of(struct bpf_sock *sk)
+{
+	struct tcp_timewait_sock *shape;
+	__u32 state = sk->state;
+
+	if (state != BPF_TCP_TIME_WAIT)
+		return state;
+	shape = bpf_skc_to_tcp_timewait_sock(sk);
+	return shape ? shape->tw_sk.tw_substate : state;
 }
 
 /* Whether the segment carries a SYN cookie that this host has sent. */
