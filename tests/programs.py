@@ -25,6 +25,11 @@ class Runner:
     def install(self, table: FilterTable) -> None:
         self.program.write(table, HOST_MAC)
 
+    def takes(self, frame: bytes) -> bool:
+        """False for frames on which the kernel runs no tc program for a test: cut IP headers."""
+        shortest = {b"\x08\x00": 14 + 20, b"\x86\xdd": 14 + 40}.get(frame[12:14], 14)
+        return self.name == XDP_PROGRAM or len(frame) >= shortest
+
     def run(self, frame: bytes) -> tuple[Verdict, Reason, int | None]:
         """(verdict, reason, slot); ``frame`` becomes what the program made of it."""
         code, _, self.frame = libbpf.run(self.program.descriptor, frame, output=True)
