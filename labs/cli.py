@@ -56,6 +56,13 @@ def verb(function: Verb) -> Verb:
     show_default=True,
 )
 @click.option(
+    "--attach",
+    type=click.Choice(["auto", "tc", "xdp", "xdp-generic"]),
+    default="auto",
+    show_default=True,
+    help="Where the ebpf data plane hooks in.",
+)
+@click.option(
     "--switch",
     type=click.Choice(["dumb", "linux", "mac"]),
     help="dumb: no snooping; linux: by IP group; mac: by MAC address.  "

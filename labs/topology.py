@@ -34,6 +34,7 @@ TIMERS = {"nlb": (1000, 5), "fast": (100, 5)}
 
 SWITCHES = ("dumb", "linux", "mac")
 DATA_PLANES = ("auto", "nfqueue", "ebpf")
+ATTACHES = ("auto", "tc", "xdp", "xdp-generic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class LabSpec:
     mode: Mode = Mode.UNICAST
     timers: str = "nlb"
     data_plane: str = "auto"
+    attach: str = "auto"
     switch: str = "dumb"
     affinity: str = "single"
     """Client affinity of the lab's one port rule, which covers every port."""
@@ -62,6 +64,7 @@ class LabSpec:
             ("--timers", self.timers, tuple(TIMERS)),
             ("--switch", self.switch, SWITCHES),
             ("--data-plane", self.data_plane, DATA_PLANES),
+            ("--attach", self.attach, ATTACHES),
             ("--affinity", self.affinity, ("none", "single", "network")),
         ):
             if value not in choices:
@@ -182,6 +185,7 @@ id = {host_id}
 interface = "eth0"
 dedicated_ip_address = "{dedicated_ip_address(host_id)}/{prefix}"
 data_plane = "{spec.data_plane}"
+attach = "{spec.attach}"
 
 [[port_rule]]
 ports = "0-65535"

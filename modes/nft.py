@@ -21,19 +21,22 @@ def ruleset(
     cluster_mac: bytes,
     addresses: Iterable[IPv4Address],
     plane_sets_packet_type: bool = False,
+    interface_mac: bytes | None = None,
 ) -> str:
     """One transaction that replaces the tables, whatever state they are in.
 
     Every chain is written so that without it a frame for a cluster IP address is *dropped* by the
     kernel: a frame to a secondary unicast MAC is of packet type OTHERHOST, one to a multicast MAC
     is of type MULTICAST, and IP takes neither (see SYSCTLS).  Only these rules make it HOST, or
-    the data plane does, for what it keeps (``plane_sets_packet_type``).
+    the data plane does, for what it keeps (``plane_sets_packet_type``).  ``interface_mac``: None
+    where the interface has its own and the cluster MAC is a multicast one.
     """
     addresses = tuple(addresses)
     vips = ", ".join(map(str, addresses))
     names = dict(tables(interface))
     ingress = _WITHOUT_PACKET_TYPE if plane_sets_packet_type else _WITH_PACKET_TYPE
-    chain = ingress.format(cluster_mac=colon_mac(cluster_mac), vips=vips)
+    own = f"ether daddr {colon_mac(interface_mac)}" if interface_mac else _UNICAST_IN_MULTICAST
+    chain = ingress.format(cluster_mac=colon_mac(cluster_mac), vips=vips, own=own)
     return f"""\
 {removal(tables(interface))}
 table netdev {names["netdev"]} {{
@@ -63,7 +66,11 @@ _WITH_PACKET_TYPE = """\
         arp daddr ip {{ {vips} }} meta pkttype set host accept
 """
 
+_UNICAST_IN_MULTICAST = "ether daddr & 01:00:00:00:00:00 == 0 meta pkttype multicast"
+
 _WITHOUT_PACKET_TYPE = """\
+        # Drivers that have an skb before XDP (veth) leave it the type of the frame as it came.
+        {own} meta pkttype set host
         # What XDP keeps has the interface's own MAC address by now: whatever the MAC address, a
         # host that routes must not forward it while the cluster IP address is withdrawn.
         ip daddr {{ {vips} }} fib daddr type unicast drop

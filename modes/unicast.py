@@ -19,18 +19,21 @@ def plan(
     """What unicast mode wants of ``interface``; the first cluster IP address is the primary."""
     addresses = tuple(address.ip for address in cluster_ip_addresses)
     cluster_mac = mac.unicast_mac(addresses[0])
+    interface_mac = mac.host_mac(host_id, addresses[0])
     return LinkPlan(
         interface=interface,
         mode=Mode.UNICAST,
         cluster_ip_addresses=cluster_ip_addresses,
         cluster_mac=cluster_mac,
         secondary_mac=True,
-        interface_mac=mac.host_mac(host_id, addresses[0]),
+        interface_mac=interface_mac,
         join_mac=False,
         igmp_group=None,
         heartbeat_destination=arp.BROADCAST,
         nft_tables=nft.tables(interface),
-        nft_ruleset=nft.ruleset(interface, cluster_mac, addresses, plane_sets_packet_type),
+        nft_ruleset=nft.ruleset(
+            interface, cluster_mac, addresses, plane_sets_packet_type, interface_mac
+        ),
         # The neighbours know the dedicated IP addresses under the former MAC: the kernel tells
         # them, when the MAC changes and again when it changes back.
         sysctls=(*nft.SYSCTLS, (f"net/ipv4/conf/{interface}/arp_notify", "1")),

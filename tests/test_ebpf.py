@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
 from convergence.rules import BUCKETS, SLOTS_MAX
+from modes import nft
+from modes.mac import parse_mac
 from softnlb import ebpf, ebpf_attach, ebpf_table, libbpf, planes
 from softnlb.ebpf_attach import Clsact, Tcx, Xdp
 from softnlb.ebpf_program import OBJECT, Program
@@ -226,7 +229,9 @@ def test_one_program_while_attached_and_nothing_after(bench: Bench) -> None:
 def test_a_frame_to_the_cluster_mac_is_kept_by_the_program_alone(bench: Bench) -> None:
     """Fail closed: without the program the stack takes no frame to the cluster MAC."""
     bench.listen()
-    mac = mac_of(bench.client)
+    mac, host_mac = mac_of(bench.client), parse_mac(mac_of(bench.host))
+    rules = nft.ruleset("eth0", parse_mac(CLUSTER_MAC), (IPv4Address(VIP),), True, host_mac)
+    bench.host.run("nft -f -", input=rules)
 
     def answered(sport: int) -> bool:
         packet = IP(src=STRANGER, dst=VIP) / TCP(sport=sport, dport=PORT, flags="S")

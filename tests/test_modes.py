@@ -130,3 +130,19 @@ def test_only_an_answer_of_the_asked_address_is_an_answer(
 @given(st.binary(max_size=64), addresses)
 def test_garbage_is_no_answer_and_no_error(payload: bytes, address: IPv4Address) -> None:
     assert not arp.is_answer(payload, address) or payload[14:18] == address.packed
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_plane_that_sets_the_packet_type_leaves_it_to_no_rule_but_that_of_late_drivers(
+    mode: Mode,
+) -> None:
+    """What is still addressed to the cluster MAC gets its type from the data plane alone."""
+    plan = plan_link(mode, "eth0", 1, VIPS, plane_sets_packet_type=True)
+    assert plan.nft_tables == plan_link(mode, "eth0", 1, VIPS).nft_tables
+    (setting,) = (line for line in plan.nft_ruleset.splitlines() if "pkttype set host" in line)
+    assert mac.colon_mac(plan.cluster_mac) not in setting
+    if plan.interface_mac:
+        assert f"ether daddr {mac.colon_mac(plan.interface_mac)} meta" in setting
+    else:
+        assert "== 0 meta pkttype multicast" in setting
+    assert "fib daddr type unicast drop" in plan.nft_ruleset
