@@ -10,6 +10,7 @@ from softnlb.ebpf_attach import TC_PROGRAM, XDP_PROGRAM, Attachment
 from softnlb.ebpf_program import Program, wait_for_running_programs
 from softnlb.errors import DataPlaneUnavailable, SoftnlbError
 from softnlb.filter import FilterTable
+from softnlb.nfqueue_rules import translates_destinations
 
 _GROUP_TC = 4
 _SIOCGIFHWADDR = 0x8927
@@ -25,6 +26,7 @@ class _Attached:
     attachment: Attachment
     program: Program
     monitor: socket.socket
+    kernel: netlink.Netlink
 
 
 class EbpfPlane:
@@ -95,11 +97,15 @@ class EbpfPlane:
 
     def intact(self) -> bool:
         """False when the program is no longer where attach put it, or connection tracking has
-        come since, which the program can only ask when it is loaded anew."""
+        come since, which the program can only ask when it is loaded anew.
+
+        Notices on the way when others have begun or ceased to translate addresses.
+        """
         present = self._present
         if present is None:
             return False
         _drain(present.monitor)
+        present.program.ask_conntrack(translates_destinations(present.kernel))
         try:
             identities = present.attachment.present(present.index)
         except OSError:
@@ -116,6 +122,7 @@ class EbpfPlane:
         if present is None:
             return
         present.monitor.close()
+        present.kernel.close()
         try:
             if present.program.identity in present.attachment.present(present.index):
                 present.attachment.detach(present.index, present.program.identity)
@@ -160,6 +167,8 @@ def _attach(interface: str, attach: str, program: Program) -> _Attached:
         attachment.attach(index, program.descriptor)
     except OSError as error:
         raise DataPlaneUnavailable(f"the kernel does not attach the program: {error}") from error
+    kernel = netlink.Netlink(netlink.NETFILTER)
+    program.ask_conntrack(translates_destinations(kernel))
     return _Attached(
         interface,
         index,
@@ -167,6 +176,7 @@ def _attach(interface: str, attach: str, program: Program) -> _Attached:
         attachment,
         program,
         netlink.monitor(netlink.ROUTE, _GROUP_TC),
+        kernel,
     )
 
 

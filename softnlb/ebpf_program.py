@@ -59,6 +59,10 @@ class Program:
         present = self._state.tables[self._state.active]
         present.valid_until_ns = ebpf_table.lease_ns(valid_until_ms)
 
+    def ask_conntrack(self, translates: bool) -> None:
+        """Whether this host translates addresses: where none does, asking is a waste of time."""
+        self._state.translates = translates
+
     def counters(self) -> list[dict[str, int]]:
         """Packets per reason: first those that met no rule, then those of each slot."""
         size = ebpf_table.COUNTERS_BYTES

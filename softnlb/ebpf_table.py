@@ -69,7 +69,7 @@ class State(ctypes.Structure):
     _fields_ = (
         ("tables", Table * 2),
         ("active", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
+        ("translates", ctypes.c_uint32),
     )
 
 

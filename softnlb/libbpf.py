@@ -132,12 +132,15 @@ def _own(descriptor: int) -> int:
 
 
 def _why(code: int) -> str:
-    if code in (errno.EPERM, errno.EACCES) and os.geteuid() == 0:
-        return "the kernel forbids eBPF here: it takes root or CAP_BPF, CAP_NET_ADMIN and \
-CAP_PERFMON outside a user namespace, and no lockdown"
-    if code in (errno.EPERM, errno.EACCES):
+    # EACCES is the verifier's: what it forbids is the program, not eBPF.
+    if code != errno.EPERM:
+        return f"the kernel does not take the eBPF program ({os.strerror(code)})"
+    if os.geteuid() != 0:
         return "eBPF takes root, or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
-    return f"the kernel does not take the eBPF program ({os.strerror(code)})"
+    return (
+        "the kernel forbids eBPF here: it takes root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON "
+        "outside a user namespace, and no lockdown"
+    )
 
 
 # ---------------------------------------------------------------- programs and maps by descriptor

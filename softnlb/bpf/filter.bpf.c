@@ -148,7 +148,7 @@ static __always_inline void decide_segment(void *ctx, void *end, enum hook hook,
 
 	if (decide_by_socket(ctx, end, p, d, &cookie))
 		return;
-	if (conntracked(ctx, p, hook)) {
+	if (state.translates && conntracked(ctx, p, hook)) {
 		conclude(d, KEEP, CONNTRACK);
 		return;
 	}
@@ -200,14 +200,19 @@ static __always_inline void decide(void *ctx, void *end, enum hook hook, enum ki
 	if (kind == KIND_ARP)
 		return conclude(d, KEEP, ADDRESS_RESOLUTION);
 
-	if (p->icmp_type == 3 || p->icmp_type == 11 || p->icmp_type == 12)
-		return conclude(d, KEEP, ICMP_ERROR);
-	if ((p->icmp_type == 0 || p->icmp_type == 8) && !table->filter_icmp)
-		return conclude(d, KEEP, EVERY_HOST);
+	/* Neither has an ICMP type, so that steps 4 and 6 may change places. */
 	if (p->fragment_offset)
 		return conclude(d, KEEP, FRAGMENT);
 	if (p->malformed)
 		return conclude(d, DROP, MALFORMED);
+	if (p->protocol == IPPROTO_ICMP) {
+		__u8 type = p->icmp_type;
+
+		if (type == 3 || type == 11 || type == 12)
+			return conclude(d, KEEP, ICMP_ERROR);
+		if ((type == 0 || type == 8) && !table->filter_icmp)
+			return conclude(d, KEEP, EVERY_HOST);
+	}
 	if (p->protocol == IPPROTO_UDP &&
 	    bpf_ntohs(p->destination_port) == table->remote_control_port)
 		return conclude(d, KEEP, REMOTE_CONTROL);
@@ -246,23 +251,29 @@ static __always_inline int to_cluster_mac(const struct table *table, void *data,
 	return destination[0] == mac[0] && destination[1] == mac[1] && destination[2] == mac[2];
 }
 
+/* Read anew at every use: a copy that the compiler keeps as a number is no pointer any more. */
+#define POINTER(field) ((void *)(long)*(volatile __u32 *)&(field))
+
 SEC("tc")
 int softnlb_tc(struct __sk_buff *skb)
 {
 	const struct table *table = obeyed();
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	void *data, *end;
 	struct decision d;
 	struct packet p;
 	enum kind kind;
+	int pulled = 0;
 
-	kind = parse_frame(data, end, skb->len, skb->gso_segs > 1, &p);
-	if (kind == KIND_SHORT) {
+again:
+	data = POINTER(skb->data);
+	end = POINTER(skb->data_end);
+	kind = parse_frame(data, end, skb->len, skb, &p);
+	if (kind == KIND_SHORT && !pulled) {
 		__u32 headers = ETH_HLEN + VLAN_TAGS_MAX * 4 + 60 + 20;
 
 		bpf_skb_pull_data(skb, skb->len < headers ? skb->len : headers);
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-		kind = parse_frame(data, end, skb->len, skb->gso_segs > 1, &p);
+		pulled = 1;
+		goto again;
 	}
 	/* The driver or the stack has taken the tag out of the frame. */
 	if (skb->vlan_present && skb->vlan_tci & VLAN_ID_MASK)
@@ -271,7 +282,11 @@ int softnlb_tc(struct __sk_buff *skb)
 	count(&d);
 	if (d.verdict == DROP)
 		return TC_ACT_SHOT;
-	if (d.verdict == KEEP && skb->pkt_type != PACKET_HOST && to_cluster_mac(table, data, end))
+	if (d.verdict != KEEP || skb->pkt_type == PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	data = POINTER(skb->data);
+	end = POINTER(skb->data_end);
+	if (to_cluster_mac(table, data, end))
 		bpf_skb_change_type(skb, PACKET_HOST);
 	/* Other programs and filters may still have an opinion. */
 	return TC_ACT_UNSPEC;
@@ -281,7 +296,7 @@ SEC("xdp")
 int softnlb_xdp(struct xdp_md *ctx)
 {
 	const struct table *table = obeyed();
-	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	void *data = POINTER(ctx->data), *end = POINTER(ctx->data_end);
 	struct decision d;
 	struct packet p;
 	enum kind kind;
@@ -292,7 +307,11 @@ int softnlb_xdp(struct xdp_md *ctx)
 	if (d.verdict == DROP)
 		return XDP_DROP;
 	/* There is no packet type yet: the MAC address that will make it HOST. */
-	if (d.verdict == KEEP && to_cluster_mac(table, data, end))
+	if (d.verdict != KEEP)
+		return XDP_PASS;
+	data = POINTER(ctx->data);
+	end = POINTER(ctx->data_end);
+	if (to_cluster_mac(table, data, end))
 		__builtin_memcpy(data, table->interface_mac, ETH_ALEN);
 	return XDP_PASS;
 }

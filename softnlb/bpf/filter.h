@@ -96,7 +96,7 @@ struct table {
 struct state {
 	struct table tables[2];
 	__u32 active;
-	__u32 unused;
+	__u32 translates; /* whether this host translates addresses, so that conntrack is asked */
 };
 
 /* Packets per reason: row 0 those that met no rule, row n + 1 those of slot n. */

@@ -45,9 +45,9 @@ struct packet {
 	__be16 source_port;
 	__be16 destination_port;
 	__u16 fragment_offset;
-	__s16 icmp_type; /* -1: none */
 	__u8 protocol;
 	__u8 flags;
+	__u8 icmp_type;
 	__u8 malformed;
 };
 
@@ -133,9 +133,9 @@ static __always_inline enum kind parse_transport(void *end, __s32 room, struct p
 }
 
 /* ``bytes``: from the IP header to the end of the frame, padding and what is not at hand included.
- * ``large``: the kernel has merged segments to more than a total length can say. */
-static __always_inline enum kind parse_ipv4(void *at, void *end, __u32 bytes, int large,
-					    struct packet *p)
+ * ``skb``: where there is one, for segments merged to more than a total length can say. */
+static __always_inline enum kind parse_ipv4(void *at, void *end, __u32 bytes,
+					    struct __sk_buff *skb, struct packet *p)
 {
 	struct iphdr *ip = at;
 	__u32 header_bytes, total_bytes, in_frame;
@@ -148,7 +148,7 @@ static __always_inline enum kind parse_ipv4(void *at, void *end, __u32 bytes, in
 		return KIND_OTHER;
 	header_bytes = ip->ihl * 4;
 	total_bytes = bpf_ntohs(ip->tot_len);
-	if (!total_bytes && large)
+	if (!total_bytes && skb && skb->gso_segs > 1)
 		total_bytes = bytes;
 	p->ip = at;
 	p->source = ip->saddr;
@@ -173,8 +173,8 @@ static __always_inline enum kind parse_ipv4(void *at, void *end, __u32 bytes, in
 }
 
 /* ``frame_bytes``: of the whole frame, of which only a part may lie before ``end``. */
-static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_bytes, int large,
-					     struct packet *p)
+static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_bytes,
+					     struct __sk_buff *skb, struct packet *p)
 {
 	struct ethhdr *ethernet = data;
 	void *at = data + sizeof(*ethernet);
@@ -182,7 +182,6 @@ static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_
 	int i;
 
 	__builtin_memset(p, 0, sizeof(*p));
-	p->icmp_type = -1;
 	if (at > end)
 		return KIND_OTHER;
 	ethertype = ethernet->h_proto;
@@ -201,7 +200,7 @@ static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_
 	}
 	frame_bytes -= at - data;
 	if (ethertype == bpf_htons(ETH_P_IP))
-		return parse_ipv4(at, end, frame_bytes, large, p);
+		return parse_ipv4(at, end, frame_bytes, skb, p);
 	if (ethertype == bpf_htons(ETH_P_ARP))
 		return parse_arp(at, end, frame_bytes, p);
 	return KIND_OTHER;
