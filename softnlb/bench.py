@@ -5,15 +5,15 @@ so these are lower bounds; what a cluster carries is for the labs to measure.
 """
 
 import ctypes
+import fcntl
 import os
 import socket
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from convergence.rules import ALL_BUCKETS, DEFAULT_RULE, Affinity, PortRule, Protocol
 from softnlb import libbpf
@@ -28,7 +28,8 @@ VIPS = tuple(IPv4Address("10.1.0.100") + number for number in range(4))
 CLIENT = IPv4Address("10.1.0.201")
 CLUSTER_MAC, MAC = bytes.fromhex("02bf0a010064"), bytes.fromhex("02010a010064")
 _CLONE_NEWNET = 0x4000_0000
-_HOUR_MS = 3_600_000
+_SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFFLAGS = 0x8916, 0x891C, 0x8914
+_IFF_UP_LOOPBACK_RUNNING = 0x49
 _FIRST_PORT, _CONNECTED_PORT = 8000, 40_000
 
 
@@ -60,7 +61,7 @@ def measure(repeat: int) -> list[Cost]:
     return [_cost(line.split("\t")) for line in lines[1:]]
 
 
-def _report(writer: int, repeat: int) -> None:
+def _report(writer: int, repeat: int) -> NoReturn:
     text = "the measurement failed"
     try:
         costs = _measure_here(repeat)
@@ -107,11 +108,11 @@ def _measure_here(repeat: int) -> list[Cost]:
             nothing = libbpf.BpfObject(OBJECT, (f"{name}_none",))
             empty = nothing.program(f"{name}_none")
             syn = frames[0][2]
-            empty_ns = _least(lambda empty=empty, syn=syn: _run(empty, syn, repeat))  # type: ignore[misc]
+            empty_ns = _least(empty, syn, repeat)
             for packet, table, frame in frames:
                 program.write(table, MAC)
                 before = program.counters()
-                ns = _least(lambda p=program, f=frame: _run(p.descriptor, f, repeat))  # type: ignore[misc]
+                ns = _least(program.descriptor, frame, repeat)
                 reason = _counted(before, program.counters())
                 costs.append(Cost(packet, name.removeprefix("softnlb_"), ns, empty_ns, reason))
             os.close(empty)
@@ -120,12 +121,8 @@ def _measure_here(repeat: int) -> list[Cost]:
     return costs
 
 
-def _least(run: Callable[[], int]) -> int:
-    return min(run() for _ in range(RUNS))
-
-
-def _run(descriptor: int, frame: bytes, repeat: int) -> int:
-    return round(libbpf.run(descriptor, frame, repeat)[1])
+def _least(descriptor: int, frame: bytes, repeat: int) -> int:
+    return min(round(libbpf.run(descriptor, frame, repeat)[1]) for _ in range(RUNS))
 
 
 def _counted(before: list[dict[str, int]], after: list[dict[str, int]]) -> str:
@@ -138,14 +135,16 @@ def _counted(before: list[dict[str, int]], after: list[dict[str, int]]) -> str:
 
 def _loopback_up() -> None:
     """All of 10.1.0.0/24 on lo: a connection within needs both its ends here."""
+    address = struct.pack("=16sHH4s8x", b"lo:0", socket.AF_INET, 0, CLIENT.packed)
+    mask = struct.pack("=16sHH4s8x", b"lo:0", socket.AF_INET, 0, b"\xff\xff\xff\0")
+    up = struct.pack("=16sH14x", b"lo", _IFF_UP_LOOPBACK_RUNNING)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        import fcntl
-
-        address = struct.pack("=16sHH4s8x", b"lo:0", socket.AF_INET, 0, CLIENT.packed)
-        mask = struct.pack("=16sHH4s8x", b"lo:0", socket.AF_INET, 0, b"\xff\xff\xff\0")
-        for request, argument in ((0x8916, address), (0x891C, mask)):
+        for request, argument in (
+            (_SIOCSIFADDR, address),
+            (_SIOCSIFNETMASK, mask),
+            (_SIOCSIFFLAGS, up),
+        ):
             fcntl.ioctl(asked, request, argument)
-        fcntl.ioctl(asked, 0x8914, struct.pack("=16sH14x", b"lo", 0x49))
 
 
 def _sockets(open_things: ExitStack) -> None:
@@ -155,8 +154,6 @@ def _sockets(open_things: ExitStack) -> None:
     listener.listen()
     client = open_things.enter_context(socket.socket())
     client.bind((str(CLIENT), _CONNECTED_PORT))
-    with suppress(OSError):
-        client.settimeout(5)
     client.connect((str(VIPS[-1]), _FIRST_PORT))
     open_things.enter_context(listener.accept()[0])
 

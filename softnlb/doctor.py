@@ -62,6 +62,12 @@ FEATURES = (
     ("nft-multicast", "nft rules of the multicast modes", True, "nft 1.0 and Linux 5.16 or later"),
     ("packet-socket", "AF_PACKET sockets", True, "a kernel with CONFIG_PACKET"),
     (
+        "ebpf",
+        "ebpf data plane",
+        False,
+        "root, libbpf1 and Linux 5.10 or later with CONFIG_DEBUG_INFO_BTF; without it, nfqueue",
+    ),
+    (
         "nfqueue",
         "nfqueue data plane",
         True,

@@ -13,6 +13,7 @@ from softnlb.filter import FilterTable, Reason, match_rule
 from softnlb.packet import TCP, UDP
 
 CLUSTER_IP_ADDRESSES_MAX = 64
+PLACES = 128
 PORT_TABLES_MAX = 2 * SLOTS_MAX
 PORT_PAGES_MAX = 1152
 REASONS = tuple(Reason)
@@ -54,9 +55,7 @@ class Table(ctypes.Structure):
         ("default_slot", ctypes.c_uint8),
         ("cluster_mac", ctypes.c_uint8 * 6),
         ("interface_mac", ctypes.c_uint8 * 6),
-        ("cluster_ip_addresses", ctypes.c_uint32),
-        ("unused", ctypes.c_uint8 * 4),
-        ("cluster", ClusterIpAddress * CLUSTER_IP_ADDRESSES_MAX),
+        ("cluster", ClusterIpAddress * PLACES),
         ("rules", Rule * SLOTS_MAX),
         ("port_pages", ctypes.c_uint16 * _PAGE * PORT_TABLES_MAX),
         ("page_slots", ctypes.c_uint8 * _PAGE * PORT_PAGES_MAX),
@@ -111,11 +110,16 @@ class Ports:
 
     def write(self, into: Table) -> None:
         """Into a table that nobody obeys."""
-        for number, (address, tcp, udp) in enumerate(self.addresses):
-            into.cluster[number].address[:] = address
-            into.cluster[number].tcp_ports = tcp
-            into.cluster[number].udp_ports = udp
-        into.cluster_ip_addresses = len(self.addresses)
+        for place in into.cluster:
+            place.address[:] = bytes(4)
+        for address, tcp, udp in self.addresses:
+            at = address[2] + address[3]
+            while any(into.cluster[at % PLACES].address):
+                at += 1
+            place = into.cluster[at % PLACES]
+            place.address[:] = address
+            place.tcp_ports = tcp
+            place.udp_ports = udp
         for number, pages in enumerate(self._tables):
             into.port_pages[number][:] = pages
         for number, page in enumerate(self._pages):

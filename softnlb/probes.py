@@ -88,6 +88,12 @@ def _nfqueue() -> str | None:
     return probe()
 
 
+def _ebpf() -> str | None:
+    from softnlb.ebpf import probe
+
+    return probe()
+
+
 def probes(check: bool) -> dict[str, Probe]:
     """All probes that can be tried, by name."""
     tried: dict[str, Probe] = {
@@ -97,6 +103,7 @@ def probes(check: bool) -> dict[str, Probe]:
         "nft-unicast": _rules(Mode.UNICAST, check),
         "nft-multicast": _rules(Mode.MULTICAST, check),
         "packet-socket": _packet_socket,
+        "ebpf": _ebpf,
         "nfqueue": _nfqueue,  # removes its own traces
     }
     if not check:

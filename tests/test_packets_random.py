@@ -3,6 +3,7 @@
 The sockets are none; what sockets change is in the cases of tests/packets.
 """
 
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
@@ -26,6 +27,8 @@ from tests.plane import inside
 from tests.programs import Runner, as_programs_say, runners
 
 PACKETS_PER_TABLE = 40
+TABLES = int(os.environ.get("SOFTNLB_RANDOM_TABLES", "60"))
+"""For a long run: SOFTNLB_RANDOM_TABLES=4000 is about 100,000 packets."""
 VIPS = tuple(IPv4Address("10.1.0.100") + number for number in range(4))
 OTHERS = tuple(map(IPv4Address, ("10.1.0.1", "10.1.0.99", "10.1.0.104", "239.255.0.100")))
 
@@ -136,7 +139,10 @@ def programs() -> Iterator[list[Runner]]:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=TABLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
 )
 @given(table=tables(), packets=st.lists(frames(), min_size=10, max_size=PACKETS_PER_TABLE))
 def test_all_planes_agree(programs: list[Runner], table: FilterTable, packets: list[bytes]) -> None:

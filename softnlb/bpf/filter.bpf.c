@@ -168,14 +168,27 @@ static __always_inline void decide_segment(void *ctx, void *end, enum hook hook,
 	conclude(d, DROP, rule->current >> bucket & 1 ? NO_SOCKET : NOT_MINE);
 }
 
+/* Of an address in network order the sum of its last two bytes: neighbours do not collide. */
+static __always_inline __u32 place_of(__be32 address)
+{
+	const __u8 *bytes = (const __u8 *)&address;
+
+	return bytes[2] + bytes[3];
+}
+
 static __always_inline const struct cluster_ip_address *find_cluster_ip(const struct table *table,
 									__be32 address)
 {
-	__u32 i;
+	__u32 first = place_of(address), i;
 
-	for (i = 0; i < CLUSTER_IP_ADDRESSES_MAX && i < table->cluster_ip_addresses; i++)
-		if (table->cluster[i].address == address)
-			return &table->cluster[i];
+	for (i = 0; i <= CLUSTER_IP_ADDRESSES_MAX; i++) {
+		const struct cluster_ip_address *ip = &table->cluster[(first + i) % PLACES];
+
+		if (!ip->address)
+			return 0;
+		if (ip->address == address)
+			return ip;
+	}
 	return 0;
 }
 
@@ -276,7 +289,7 @@ again:
 		goto again;
 	}
 	/* The driver or the stack has taken the tag out of the frame. */
-	if (skb->vlan_present && skb->vlan_tci & VLAN_ID_MASK)
+	if (skb->vlan_tci & VLAN_ID_MASK)
 		kind = KIND_TAGGED;
 	decide(skb, end, HOOK_TC, kind, table, &p, &d);
 	count(&d);

@@ -17,6 +17,9 @@
 
 #define CLUSTER_IP_ADDRESSES_MAX 64
 
+/* An address lies at the place that its last bytes name, or in the next free one; place_of(). */
+#define PLACES 128
+
 /* The port tables of TCP and UDP: of every address that has a rule of its own, and of the rest. */
 #define PORT_TABLES_MAX 66
 
@@ -82,9 +85,7 @@ struct table {
 	__u8 default_slot;
 	__u8 cluster_mac[6];
 	__u8 interface_mac[6]; /* what XDP writes over the cluster MAC */
-	__u32 cluster_ip_addresses;
-	__u8 unused[4];
-	struct cluster_ip_address cluster[CLUSTER_IP_ADDRESSES_MAX];
+	struct cluster_ip_address cluster[PLACES]; /* 0.0.0.0: free */
 	struct rule rules[SLOTS_MAX];
 	/* Port -> slot in two loads, however many rules there are: the upper byte of the port leads to
 	 * a page, the lower byte to the slot in it.  Tables and addresses share equal pages. */
@@ -106,6 +107,6 @@ struct counters {
 
 _Static_assert(sizeof(struct rule) == 24, "rule");
 _Static_assert(sizeof(struct cluster_ip_address) == 8, "cluster_ip_address");
-_Static_assert(sizeof(struct table) == 40 + 64 * 8 + 33 * 24 + 66 * 512 + 1152 * 256, "table");
+_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 33 * 24 + 66 * 512 + 1152 * 256, "table");
 
 #endif
