@@ -11,6 +11,7 @@ from typing import Protocol
 
 from softnlb import libbpf
 from softnlb.errors import DataPlaneUnavailable
+from softnlb.libbpf import checked
 
 TC_PROGRAM, XDP_PROGRAM = "softnlb_tc", "softnlb_xdp"
 
@@ -49,7 +50,7 @@ class Tcx:
     def attach(self, index: int, program_fd: int) -> None:
         # First of all, so that no other program can keep a packet past the decision.
         attached = libbpf.library().bpf_prog_attach(program_fd, index, _TCX_INGRESS, _BEFORE)
-        _checked(attached, "tcx attach")
+        checked(attached, "tcx attach")
 
     def present(self, index: int) -> tuple[int, ...]:
         ids = (ctypes.c_uint32 * _IDS_MAX)()
@@ -60,7 +61,7 @@ class Tcx:
         )
         if found == -errno.ENOENT:
             return ()
-        _checked(found, "tcx query")
+        checked(found, "tcx query")
         return tuple(ids[: count.value])
 
     def detach(self, index: int, identity: int) -> None:
@@ -69,7 +70,7 @@ class Tcx:
             done = libbpf.library().bpf_prog_detach2(descriptor, index, _TCX_INGRESS)
         finally:
             os.close(descriptor)
-        _checked(done, "tcx detach")
+        checked(done, "tcx detach")
 
 
 class _Hook(ctypes.Structure):
@@ -104,7 +105,7 @@ class Clsact:
         hook = _hook(index, _TC_INGRESS)
         made = libbpf.library().bpf_tc_hook_create(ctypes.byref(hook))
         if made != -errno.EEXIST:
-            _checked(made, "clsact qdisc")
+            checked(made, "clsact qdisc")
             self._made_qdisc = True
         options = _filter()
         options.prog_fd = program_fd
@@ -114,24 +115,24 @@ class Clsact:
                 f"tc filter {_TC_HANDLE:#x} of priority {_TC_PRIORITY} on ingress is somebody "
                 "else's: remove it"
             )
-        _checked(done, "tc filter")
+        checked(done, "tc filter")
 
     def present(self, index: int) -> tuple[int, ...]:
         hook, options = _hook(index, _TC_INGRESS), _filter()
         found = libbpf.library().bpf_tc_query(ctypes.byref(hook), ctypes.byref(options))
         if found in (-errno.ENOENT, -errno.EINVAL):
             return ()
-        _checked(found, "tc query")
+        checked(found, "tc query")
         return (options.prog_id,)
 
     def detach(self, index: int, identity: int) -> None:
         hook, options = _hook(index, _TC_INGRESS), _filter()
         done = libbpf.library().bpf_tc_detach(ctypes.byref(hook), ctypes.byref(options))
-        _checked(done, "tc detach")
+        checked(done, "tc detach")
         if self._made_qdisc:
             self._made_qdisc = False
             both = _hook(index, _TC_INGRESS | _TC_EGRESS)
-            _checked(libbpf.library().bpf_tc_hook_destroy(ctypes.byref(both)), "clsact qdisc")
+            checked(libbpf.library().bpf_tc_hook_destroy(ctypes.byref(both)), "clsact qdisc")
 
 
 def _hook(index: int, point: int) -> _Hook:
@@ -166,12 +167,12 @@ class Xdp:
             raise DataPlaneUnavailable(
                 f"the driver does not take native XDP ({os.strerror(-done)}): use --attach tc"
             )
-        _checked(done, "xdp attach")
+        checked(done, "xdp attach")
 
     def present(self, index: int) -> tuple[int, ...]:
         found = ctypes.c_uint32()
         asked = libbpf.library().bpf_xdp_query_id(index, self._mode, ctypes.byref(found))
-        _checked(asked, "xdp query")
+        checked(asked, "xdp query")
         return (found.value,) if found.value else ()
 
     def detach(self, index: int, identity: int) -> None:
@@ -182,12 +183,7 @@ class Xdp:
             done = library.bpf_xdp_detach(index, self._mode, ctypes.byref(options))
         finally:
             os.close(descriptor)
-        _checked(done, "xdp detach")
-
-
-def _checked(result: int, what: str) -> None:
-    if result < 0:
-        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+        checked(done, "xdp detach")
 
 
 def choose(attach: str, index: int) -> Attachment:

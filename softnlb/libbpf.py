@@ -17,7 +17,6 @@ from softnlb.errors import DataPlaneUnavailable
 _LOG_BYTES = 1 << 20
 _PROG_INFO_BYTES = 80
 _PROG_INFO_ID_AT, _PROG_INFO_NAME_AT = 4, 64
-_PROGRAMS_MAX = 64
 
 Printer = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
@@ -71,8 +70,8 @@ def library() -> ctypes.CDLL:
     return found
 
 
-def _checked(result: int, what: str) -> int:
-    """libbpf 1 returns -errno."""
+def checked(result: int, what: str) -> int:
+    """The result of a call of libbpf 1, which returns -errno.  Raises OSError."""
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
     return result
@@ -128,7 +127,7 @@ class BpfObject:
 
 
 def _own(descriptor: int) -> int:
-    return fcntl.fcntl(_checked(descriptor, "libbpf"), fcntl.F_DUPFD_CLOEXEC, 3)
+    return fcntl.fcntl(checked(descriptor, "libbpf"), fcntl.F_DUPFD_CLOEXEC, 3)
 
 
 def _why(code: int) -> str:
@@ -148,14 +147,14 @@ def _why(code: int) -> str:
 
 def possible_cpus() -> int:
     """The processors for which a per-CPU map has values."""
-    return _checked(library().libbpf_num_possible_cpus(), "possible CPUs")
+    return checked(library().libbpf_num_possible_cpus(), "possible CPUs")
 
 
 def lookup(map_fd: int, key: int, value_bytes: int) -> bytes:
     """The value of a key of four bytes; for a per-CPU map the values of all processors."""
     number = ctypes.c_uint32(key)
     value = ctypes.create_string_buffer(value_bytes)
-    _checked(library().bpf_map_lookup_elem(map_fd, ctypes.byref(number), value), "map lookup")
+    checked(library().bpf_map_lookup_elem(map_fd, ctypes.byref(number), value), "map lookup")
     return value.raw
 
 
@@ -177,14 +176,14 @@ def program_name(identity: int) -> str | None:
 
 def program_fd(identity: int) -> int:
     """A descriptor of the program with this number.  Raises OSError."""
-    return _checked(library().bpf_prog_get_fd_by_id(ctypes.c_uint32(identity)), "program")
+    return checked(library().bpf_prog_get_fd_by_id(ctypes.c_uint32(identity)), "program")
 
 
 def _info(descriptor: int) -> bytes:
     info = ctypes.create_string_buffer(_PROG_INFO_BYTES)
     length = ctypes.c_uint32(_PROG_INFO_BYTES)
     found = library().bpf_obj_get_info_by_fd(descriptor, info, ctypes.byref(length))
-    _checked(found, "program information")
+    checked(found, "program information")
     return info.raw
 
 
@@ -227,6 +226,6 @@ def run(
         ctx_size_in=len(context),
         repeat=repeat,
     )
-    _checked(library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)), "test run")
+    checked(library().bpf_prog_test_run_opts(program_fd, ctypes.byref(options)), "test run")
     verdict = ctypes.c_int32(options.retval).value
     return verdict, options.duration, after.raw[: options.data_size_out] if after else b""

@@ -264,8 +264,23 @@ static __always_inline int to_cluster_mac(const struct table *table, void *data,
 	return destination[0] == mac[0] && destination[1] == mac[1] && destination[2] == mac[2];
 }
 
+#define HEADERS_BYTES_MAX (ETH_HLEN + VLAN_TAGS_MAX * 4 + 60 + 20)
+
 /* Read anew at every use: a copy that the compiler keeps as a number is no pointer any more. */
 #define POINTER(field) ((void *)(long)*(volatile __u32 *)&(field))
+
+/* The headers may lie in pages behind the part of the frame that can be read. */
+static __always_inline void pull_headers(struct __sk_buff *skb)
+{
+	void *data = POINTER(skb->data), *end = POINTER(skb->data_end);
+	__u32 bytes = skb->len < HEADERS_BYTES_MAX ? skb->len : HEADERS_BYTES_MAX;
+
+	/* Nearly every frame: IPv4 without tag and options. */
+	if (data + ETH_HLEN + 20 + 20 <= end && *(__u8 *)(data + ETH_HLEN) == 0x45)
+		return;
+	if (data + bytes > end)
+		bpf_skb_pull_data(skb, bytes);
+}
 
 SEC("tc")
 int softnlb_tc(struct __sk_buff *skb)
@@ -275,19 +290,11 @@ int softnlb_tc(struct __sk_buff *skb)
 	struct decision d;
 	struct packet p;
 	enum kind kind;
-	int pulled = 0;
 
-again:
+	pull_headers(skb);
 	data = POINTER(skb->data);
 	end = POINTER(skb->data_end);
 	kind = parse_frame(data, end, skb->len, skb, &p);
-	if (kind == KIND_SHORT && !pulled) {
-		__u32 headers = ETH_HLEN + VLAN_TAGS_MAX * 4 + 60 + 20;
-
-		bpf_skb_pull_data(skb, skb->len < headers ? skb->len : headers);
-		pulled = 1;
-		goto again;
-	}
 	/* The driver or the stack has taken the tag out of the frame. */
 	if (skb->vlan_tci & VLAN_ID_MASK)
 		kind = KIND_TAGGED;

@@ -33,7 +33,7 @@ enum kind {
 	KIND_ARP,
 	KIND_OTHER,  /* nothing that could be for a cluster IP address */
 	KIND_TAGGED, /* of a VLAN */
-	KIND_SHORT,  /* the header goes on where only a copy can reach it */
+	KIND_SHORT,  /* a header that is there cannot be read: no memory to pull it up */
 };
 
 struct packet {
