@@ -98,7 +98,7 @@ static __always_inline int acknowledges_syn_ack(struct bpf_sock *sk, const struc
 	return tcp && p->acknowledgment - tcp->snd_una <= tcp->snd_nxt - tcp->snd_una;
 }
 
-/* The state with a closed socket's FIN_WAIT2 told from the TIME_WAIT that it shares the shape with. */
+/* The state; the FIN_WAIT2 of a closed socket has the shape of a TIME_WAIT. */
 static __always_inline __u32 state_of(struct bpf_sock *sk)
 {
 	struct tcp_timewait_sock *shape;
@@ -126,7 +126,8 @@ static __always_inline int carries_syn_cookie(struct bpf_sock *listener, const s
 
 /* Whether connection tracking has seen this host accept the connection, and its ports or addresses
  * are translated (containers), so that no socket can be found.  Of connections that have ended only
- * the ends are kept, as of sockets in TIME_WAIT: a new one on the same ports may be another host's. */
+ * the ends are kept, as of sockets in TIME_WAIT: a new one on the same ports may be another
+ * host's. */
 static __always_inline int conntracked(void *ctx, const struct packet *p, enum hook hook)
 {
 	struct conntrack_options options = { .netns_id = -1, .protocol = IPPROTO_TCP };
