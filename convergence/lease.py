@@ -5,9 +5,12 @@ Lease = (T - 1) x P after the *older* of
 * my last sign of life (any input: the process runs), and
 * the sending time of my newest frame that a member is known to have heard.
 
-The others take my buckets T x P after the last frame of mine that any of them heard.  The second
-half makes a *mute* host (it hears all, nobody hears it) stop in time.  It counts only while I hear
-somebody: a host that hears nobody serves alone, as in NLB.
+The others take my buckets T x P after the last frame of mine that any of them heard.  Whatever
+counts for me as being heard must count for them, too: they go by the word of every host that has
+me in its view, member of theirs or not, gone since or not (``membership``).
+
+The second half makes a *mute* host (it hears all, nobody hears it) stop in time.  It counts only
+while I hear somebody: a host that hears nobody serves alone, as in NLB.
 
 With two hosts, a host whose only partner died has nobody left who could confirm that it is heard,
 and would shut its own service for up to 2 x P before it has noticed the death.  So among exactly

@@ -27,9 +27,12 @@ takes rounds of frames, not periods.  While it lasts, the old holdings go on ser
 
 *Joining* (see ``membership``).  A host listens first, holding nothing.  It becomes a member when
 it hears every member and every member hears it: a host that could not take part in an agreement
-must not be able to hold one up.  *Losing*: T x P after the last frame that anybody heard.  A deaf
-member is left behind; of two that cannot hear each other one leaves.  *Leaving*: hand over with
-weight 0, then say so until nobody's view holds me.
+must not be able to hold one up.  *Losing*: T x P after the last frame that anybody heard.  Who
+says that it heard a member makes that member's lease longer; so its word counts for all others
+until it takes it back by dropping the member from its view, even when it has left, died or been
+restarted since.  Whom I know of by others' words only is followed 2 x P later, for I may have
+missed the last of them.  A deaf member is left behind; of two that cannot hear each other one
+leaves.  *Leaving*: hand over with weight 0, then say so until nobody's view holds me.
 
 Every input first checks the clock: a process that was stopped for longer than its lease holds
 nothing any more, whatever it believed before.

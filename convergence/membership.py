@@ -5,7 +5,8 @@ from convergence.events import ProbeHost, Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, NEWCOMER, Heartbeat, address
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
-from convergence.state import EMBARGO_PERIODS, FOREVER, Phase, Stage, State, view_digest
+from convergence.rules import HOST_ID_MAX
+from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, Phase, Stage, State, view_digest
 
 ADMIT_PERIODS = 2
 """How long a newcomer that could come in waits for others that are about to."""
@@ -55,6 +56,8 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
 def _hear_started(state: State, peer: Peer, quiet: bool) -> None:
     """Go on with a frame when this host takes part; ``quiet``: it says what it said before."""
     member = state.view.get(peer.host_id) is peer
+    if member or peer.counts:
+        _note_word(state, peer)
     if not quiet or not member:
         if not quiet:
             state.orphans_stale = True
@@ -242,14 +245,24 @@ def _resolve_overlap(state: State, peer: Peer) -> None:
 
 def newest_ms(state: State, peer: Peer) -> int:
     """When anybody whose view holds this member heard it last, as far as I know."""
-    newest = peer.received_ms
-    for witness in state.view.values():
-        if witness is peer or not witness.statement.view & peer.bit:
-            continue
-        if witness.reports(peer.index, peer.tag):
-            age_ms = witness.heartbeat.ages[peer.index] * state.death_ms // AGE_UNITS
-            newest = max(newest, witness.received_ms - age_ms)
-    return newest
+    return max(peer.received_ms, *peer.vouched.values(), NEVER)
+
+
+def _note_word(state: State, witness: Peer) -> None:
+    """Remember when this host heard the members that stand in its view.
+
+    Its word made their leases longer, so it counts even if the witness then leaves, dies or is
+    restarted.  It takes its word back by dropping a member from its view: that one has let go.
+    """
+    said = witness.statement
+    ages = witness.heartbeat.ages
+    name = (witness.host_id, witness.code)
+    for peer in state.view.values():
+        if not said.view & peer.bit:
+            peer.vouched.pop(name, None)
+        elif peer is not witness and witness.reports(peer.index, peer.tag):
+            heard_ms = witness.received_ms - ages[peer.index] * state.death_ms // AGE_UNITS
+            peer.vouched[name] = max(heard_ms, peer.vouched.get(name, NEVER))
 
 
 def judge(state: State) -> None:
@@ -287,10 +300,11 @@ def _lose(state: State, dead: list[Peer]) -> None:
             state.lost[peer.host_id, peer.code] = peer
             state.orphans_stale = True
             state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
-    patience_ms = state.death_ms + EMBARGO_PERIODS * state.period_ms
-    if state.now_ms - state.two_view_sent_ms < patience_ms:
-        embargo_ms = EMBARGO_PERIODS * state.period_ms
-        state.embargo_until_ms = state.now_ms + embargo_ms
+    embargo_ms = EMBARGO_PERIODS * state.period_ms
+    # I may have missed the last words about a host that I do not hear myself.
+    by_word = any(newest_ms(state, peer) > peer.received_ms + state.period_ms for peer in dead)
+    if by_word or state.now_ms - state.two_view_sent_ms < state.death_ms + embargo_ms:
+        state.embargo_until_ms = max(state.embargo_until_ms, state.now_ms + embargo_ms)
     names = ", ".join(str(peer.host_id) for peer in dead)
     change_view(state, f"host {names} lost")
 
@@ -376,6 +390,9 @@ def _is_broken(state: State, host_id: int) -> bool:
 
 def _forget_silent(state: State) -> None:
     limit_ms = state.now_ms - FORGET_PERIODS * state.death_ms
+    for peer in state.view.values():
+        if len(peer.vouched) > HOST_ID_MAX:
+            peer.vouched = {one: ms for one, ms in peer.vouched.items() if ms >= limit_ms}
     for known in (state.heard.primary, state.heard.rivals, state.strangers):
         for host_id in [one.host_id for one in known.values() if one.received_ms < limit_ms]:
             if state.view.get(host_id) is not known[host_id]:

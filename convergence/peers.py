@@ -38,6 +38,7 @@ class Peer:
         "source_mac",
         "statement",
         "tag",
+        "vouched",
     )
 
     def __init__(self, heartbeat: Heartbeat, received_ms: int, source_mac: bytes) -> None:
@@ -53,6 +54,8 @@ class Peer:
         """Heard without a longer silence since then."""
         self.heard_me_ms = -(1 << 62)
         """When I sent the newest frame that it surely heard, while it goes by me."""
+        self.vouched: dict[tuple[int, int], int] = {}
+        """Per host id and code when that host, by its word, heard this one; until taken back."""
         self.hears: int | None = None
         self._read(statement)
 

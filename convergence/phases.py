@@ -2,7 +2,7 @@
 
 from convergence.buckets import target
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, NEWCOMER
+from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, LEAVING, NEWCOMER
 from convergence.peers import Peer
 from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
 
@@ -81,9 +81,9 @@ def note_agreement(state: State, peer: Peer) -> None:
 def newcomer_must_wait(state: State) -> bool:
     """A newcomer does not serve while it hears a host that it should be a member with.
 
-    That is one which has not heard that I take part now, so that it may begin beside me, or may
-    never hear me; one that has been Converged; or, among newcomers that cannot all hear each
-    other, a group with a lower host id.
+    That is one that a host which left has told of, and that I do not hear; one which has not
+    heard that I take part now, so that it may begin beside me, or may never hear me; one that has
+    been Converged; or, among newcomers that cannot all hear each other, a group with a lower id.
     """
     lowest = min(state.members)
     fresh = all(peer.statement.flags & NEWCOMER for peer in state.view.values())
@@ -94,7 +94,8 @@ def newcomer_must_wait(state: State) -> bool:
             patience_ms += EMBARGO_PERIODS * state.period_ms
         if state.now_ms - peer.received_ms >= patience_ms:
             continue
-        if not state.others and _hears_a_stranger(state, peer):
+        lone_or_left = not state.others or peer.statement.flags & LEAVING
+        if lone_or_left and _hears_a_stranger(state, peer):
             return True
         if not peer.reports(state.index, state.tag):
             # A deaf host cannot hold up those who hear each other.

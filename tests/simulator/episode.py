@@ -45,6 +45,7 @@ class Episode:
         self.plan = plan
         self.world = world = World(seed, plan.weather)
         world.key = KEY if plan.keyed else None
+        world.extra_ticks = plan.extra_ticks
         period_ms, tolerance = PERIOD_MS, plan.tolerance
         self.death_ms = period_ms * tolerance
         last_ms = max(fault.at_ms + fault.duration_ms for fault in plan.faults)

@@ -39,6 +39,8 @@ class Options:
     tolerance: int = 5
     weather: Weather = CALM
     keyed: bool = False
+    extra_ticks: float = 0.0
+    """Chance that an input is followed by a Tick that nobody asked for, at once or soon."""
     faults: tuple[Fault, ...] = field(default=())
 
     @property
@@ -78,7 +80,31 @@ def options(seed: int) -> Options:
             loss=chance.choice((0.0, 0.05, 0.1)), jitter_ms=chance.choice((0, 10)), duplicate=0.02
         )
     keyed = kind in ("replay", "garble") or chance.random() < 0.1
-    return Options(kind, hosts, tolerance, weather, keyed, tuple(_faults(chance, kind, hosts)))
+    faults = _faults(chance, kind, hosts)
+    # Chance of its own: what is drawn here changes no episode otherwise.
+    more = random.Random(f"more {seed}")
+    extra_ticks = more.choice((0.0, 0.0, 0.0, 0.5))
+    if kind == "one-way" and count > 2 and more.random() < 0.3:
+        faults = relay_faults(more, hosts, tolerance)
+        weather = more.choice((CALM, Weather(loss=0.05)))
+    return Options(kind, hosts, tolerance, weather, keyed, extra_ticks, tuple(faults))
+
+
+def relay_faults(chance: random.Random, hosts: tuple[int, ...], tolerance: int) -> list[Fault]:
+    """One host is heard by a single other one, which then leaves, dies, restarts or sleeps."""
+    relay, far, *near = chance.sample(hosts, len(hosts))
+    begin = chance.randint(900, 1100)
+    when = begin + chance.randint(50, tolerance * PERIOD_MS + 250)
+    found = [Fault(0, "start", host) for host in hosts]
+    found += [Fault(begin, "one-way", far, 1800, others=(host,)) for host in near]
+    end = chance.choice(("stop", "crash", "restart", "pause"))
+    if end == "pause":
+        found.append(Fault(when, end, relay, chance.choice((300, 520, 700, 900))))
+    else:
+        found.append(Fault(when, "stop" if end == "stop" else "crash", relay))
+    if end == "restart":
+        found.append(Fault(when + chance.randint(20, 300), "start", relay))
+    return sorted(found, key=lambda fault: fault.at_ms)
 
 
 def _faults(chance: random.Random, kind: str, hosts: tuple[int, ...]) -> list[Fault]:

@@ -92,6 +92,8 @@ class World:
         self.observers: list[Callable[[World, Host, tuple[Output, ...]], None]] = []
         self.recorded: list[tuple[int, bytes]] = []
         self.key: Key | None = None
+        self.extra_ticks = 0.0
+        self._tick_random = random.Random(f"ticks {seed}")
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
 
@@ -231,6 +233,16 @@ class World:
             return
         self._carry_out(host, outputs)
         self._arm(host)
+        if isinstance(event, Tick) or not self.extra_ticks:
+            return
+        if self._tick_random.random() < self.extra_ticks:
+            late_ms = self._tick_random.choice((0, 0, 1, 3))
+            self.at(self.now_ms + late_ms, self._extra_tick, host, host.life)
+
+    def _extra_tick(self, host: Host, life: int) -> None:
+        """A Tick is legal at any time."""
+        if life == host.life:
+            self.give(host, Tick(self.now_ms + host.clock_ms))
 
     def _carry_out(self, host: Host, outputs: tuple[Output, ...]) -> None:
         for output in outputs:
