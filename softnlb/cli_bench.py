@@ -1,38 +1,57 @@
-"""The verb bench: what a packet costs in the programs of the ebpf data plane."""
+"""The verb bench: what the data planes cost on this machine."""
 
 import click
 
-from softnlb.cli_common import json_option, print_json
+from convergence.rules import HOST_ID_MAX
+from softnlb.cli_common import json_option
+
+
+def _host_counts(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(dict.fromkeys(int(word) for word in text.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{text}: expected numbers with commas between") from None
+    if not all(1 <= count <= HOST_ID_MAX for count in counts):
+        raise click.BadParameter(f"{text}: a cluster has 1 to {HOST_ID_MAX} hosts")
+    return counts
 
 
 @click.command()
-@json_option
 @click.option(
-    "--repeat",
-    type=click.IntRange(1, 10_000_000),
-    default=200_000,
+    "--hosts",
+    default="2,8,32",
     show_default=True,
-    help="Runs of a program on each kind of packet, five times; the least counts.",
+    callback=_host_counts,
+    metavar="N,N,...",
+    help="Sizes of the clusters that are flooded.",
 )
-def bench(as_json: bool, repeat: int) -> None:
-    """Measure what each kind of packet costs in the kernel, beside an empty program. Takes root."""
-    from softnlb import bench as figures
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True, max=60),
+    default=0.5,
+    show_default=True,
+    help="Length of each single measurement.",
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=7),
+    default=7,
+    show_default=True,
+    help="Rounds, each of which measures everything once.",
+)
+@json_option
+def bench(hosts: tuple[int, ...], seconds: float, pairs: int, as_json: bool) -> int:
+    """Measure the data planes beside no filter, xt_cluster and nft jhash.
 
-    costs = figures.measure(repeat)
-    machine = figures.machine()
-    if as_json:
-        print_json({"machine": machine, "costs": [cost._asdict() for cost in costs]})
-        return
-    click.echo(", ".join(str(value) for value in machine.values()))
-    click.echo(
-        "ns per packet; 32 port rules, 4 cluster IP addresses; + is beside the empty program"
-    )
-    click.echo(f"\n{'':36}{'tc':>12}{'XDP':>14}")
-    kinds = list(dict.fromkeys(cost.packet for cost in costs))
-    for kind in kinds:
-        cells = [
-            f"{cost.ns:6d}  {cost.ns - cost.empty_ns:+4d}" for cost in costs if cost.packet == kind
-        ]
-        click.echo(f"{kind:36}" + "  ".join(cells))
-    for cost in costs[:: len(kinds)]:
-        click.echo(f"{'empty ' + cost.program + ' program':36}{cost.empty_ns:6d}")
+    \b
+      softnlb bench                                  all of it, five minutes
+      softnlb bench --hosts 32 --pairs 15 --json
+
+    The cost of the eBPF programs per packet, frames per second that a client can send to clusters
+    of several sizes, connections per second, bulk TCP.  Everything happens in namespaces of its
+    own.
+    """
+    from importlib import import_module
+
+    status: int = import_module("labs.bench.command").run(as_json, hosts, seconds, pairs)
+    return status

@@ -1,0 +1,1 @@
+"""What the data planes cost, beside no filter and beside their peers: ``softnlb bench``."""
