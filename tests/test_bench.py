@@ -74,6 +74,7 @@ def test_a_flood_is_measured_for_every_filter_and_size(document: dict[str, Any])
         assert min(row["samples"]) > 0
         assert row["cpu_us_per_frame"] > 0
         assert set(row["beside"]) == {"no filter", "xt_cluster", "nft jhash"} - {row["plane"]}
+        assert row["beside_cpu"].keys() == row["beside"].keys()
 
 
 def test_connections_are_answered_through_every_filter(document: dict[str, Any]) -> None:

@@ -80,6 +80,12 @@ def _flood_rows(hosts: int, samples: dict[str, list[Sample]]) -> list[Row]:
     for row, taken in _rows(FLOOD, hosts, "frames/s", "frames_per_s", samples):
         for key in ("cpu_us_per_frame", "lost_share"):
             row[key] = round(statistics.median(each[key] for each in taken), 4)
+        # Frames per second of CPU time: blind to other processes on the machine.
+        mine = [1 / each["cpu_us_per_frame"] for each in taken]
+        row["beside_cpu"] = {
+            peer: ratio(mine, [1 / each["cpu_us_per_frame"] for each in samples[peer]])
+            for peer in row["beside"]
+        }
         rows.append(row)
     return rows
 

@@ -12,7 +12,8 @@ NOTES = """\
 Ratios: this row's figure by the peer's, median of {pairs} interleaved pairs and its 95 % interval
 by bootstrap; ahead or behind where the interval leaves out 1.  Program cost: minimum of 5 runs by
 BPF_PROG_TEST_RUN, beside an empty program of the same type.  CPU: per frame, of the client with
-all that the kernel does in its stead, and of verdict processes.  See docs/benchmarks.md."""
+all that the kernel does in its stead, and of verdict processes; "cpu": ratio of the frames per
+second of such time, which other work on the machine disturbs less.  See docs/benchmarks.md."""
 
 
 def print_report(document: dict[str, Any]) -> None:
@@ -55,14 +56,20 @@ def _cells(row: Row) -> tuple[str, ...]:
         measured += f"\n{row['lost_share']:.1%} lost"
     if row.get("failed"):
         measured += f"\n{row['failed']} failed"
-    return what, row["plane"], measured, *(_ratio(row["beside"].get(peer)) for peer in PEERS)
+    beside, by_cpu = row["beside"], row.get("beside_cpu", {})
+    ratios = (_ratio(beside.get(peer), by_cpu.get(peer)) for peer in PEERS)
+    return what, row["plane"], measured, *ratios
 
 
-def _ratio(ratio: Row | None) -> str:
+def _ratio(ratio: Row | None, by_cpu: Row | None) -> str:
     if ratio is None:
         return ""
-    low, high = ratio["interval_95"]
-    return f"{ratio['median']:.2f} {ratio['says']}\n{low:.2f}–{high:.2f}"
+    lines = []
+    for prefix, each in (("", ratio), ("cpu ", by_cpu)):
+        if each is not None:
+            low, high = each["interval_95"]
+            lines += [f"{prefix}{each['median']:.2f} {each['says']}", f"{low:.2f}–{high:.2f}"]
+    return "\n".join(lines)
 
 
 def measured(what: str, hosts: int, plane: str, unit: str, samples: list[float]) -> Row:
