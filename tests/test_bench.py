@@ -24,6 +24,8 @@ from softnlb.cli import run
 from softnlb.errors import MachineError, SoftnlbError
 from tests.netns import wait_for
 
+pytestmark = pytest.mark.bpf
+
 ROOT = Path(__file__).parent.parent
 BENCH = [sys.executable, "-c", "from softnlb.cli import main; main()", "bench"]
 PLANES = tuple(FILTERS)

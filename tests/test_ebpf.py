@@ -32,6 +32,8 @@ from softnlb.filter import Reason
 from tests.netns import wait_for
 from tests.plane import PORT, STRANGER, VIP, Bench, inside, mac_of
 
+pytestmark = pytest.mark.bpf
+
 ROOT = Path(__file__).parent.parent
 CLUSTER_MAC = "02:bf:0a:01:00:64"
 STRUCT = 4
