@@ -3,6 +3,7 @@ networking need and the others do not notice."""
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -18,6 +19,8 @@ ORDINARY_USER = os.geteuid() != 0
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any thread exists; where user namespaces are forbidden the error says so."""
+    # A shell that starts this in the background has Ctrl-C ignored, and every child inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not ORDINARY_USER:
         return
     # Root's own directories in /tmp would be looked for under the same names.
