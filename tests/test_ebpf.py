@@ -2,7 +2,6 @@
 
 import ctypes
 import hashlib
-import json
 import os
 import re
 import select
@@ -435,27 +434,3 @@ def test_the_maps_memory_goes_with_the_plane() -> None:
     del program
     assert mapped() == before
     assert len(os.listdir("/proc/self/fd")) == descriptors
-
-
-def test_bench_measures_every_kind_of_packet_beside_an_empty_program() -> None:
-    expected = {
-        "foreign SYN dropped": "not-mine",
-        "owner's SYN kept, clock included": "owner",
-        "segment of a connection kept": "second-chance",
-        "segment of another host dropped": "not-mine",
-        "the same where a listener is": "not-mine",
-        "foreign datagram dropped": "not-mine",
-        "owner's datagram kept": "owner",
-        "echo kept": "every-host",
-        "not for the cluster": "not-cluster",
-    }
-    softnlb = str(Path(sys.executable).with_name("softnlb"))
-    command = [softnlb, "bench", "--json", "--repeat", "1000"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["machine"]["kernel"] == os.uname().release
-    for program in ("tc", "xdp"):
-        costs = [cost for cost in result["costs"] if cost["program"] == program]
-        assert {cost["packet"]: cost["reason"] for cost in costs} == expected
-        assert all(cost["ns"] > 0 for cost in costs)
