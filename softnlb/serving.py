@@ -96,10 +96,6 @@ class Serving:
         self._link.add_cluster_ip_addresses()
         self._link.announce()
 
-    def announce(self) -> None:
-        """Tell the segment again which MAC address the cluster IP addresses have."""
-        self._link.announce()
-
     def counters(self) -> dict[str, int]:
         """Packets per reason."""
         return self._plane.counters()
