@@ -8,7 +8,6 @@ import logging
 import os
 import secrets
 import selectors
-import signal
 import socket
 import sys
 import time
@@ -42,16 +41,14 @@ from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
 from softnlb.planes import Choice, choose
-from softnlb.scanner import Scan, Scanner
+from softnlb.reload import reload
 from softnlb.serving import Serving, host_config, table_of
+from softnlb.signals import Signals
+from softnlb.socket_watch import SocketWatch
 
 log = logging.getLogger("softnlb")
 
 EVENTS_MAX = 100
-SCAN_MS = 1000
-DRAIN_SCAN_MS = 200
-"""Between two scans of the sockets: an operator watches a drain, nobody waits for an idle map."""
-
 CHECK_MS = 1000
 """Between two looks at what stands; most changes tell themselves, a sysctl does not."""
 
@@ -79,21 +76,18 @@ class Agent:
         self.events: deque[tuple[float, LogEvent]] = deque(maxlen=EVENTS_MAX)
         self.serving: Serving | None = None
         self.machine = Machine(host_config(config), boot_ms())
-        self.scan: Scan | None = None
-        self._drain_deadline_ms: int | None = None
-        self._drain_began_ms: int | None = None
-        self._next_scan_ms = 0
         self._next_check_ms = 0
         self._running = True
         self._watched: tuple[int, ...] = ()
         self._restart = False
         self._loop = selectors.DefaultSelector()
-        self._scanner = Scanner()
-        self._loop.register(self._scanner, selectors.EVENT_READ, self._scanned)
+        self._sockets = SocketWatch()
+        self._loop.register(self._sockets, selectors.EVENT_READ, self._scanned)
         self._probes = Probes()
         self.control = ControlServer(socket_path(config), Answers(self).answer)
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
-        self._signals()
+        self._signals = Signals()
+        self._loop.register(self._signals, selectors.EVENT_READ, self._signalled)
 
     # ------------------------------------------------------------ the loop
 
@@ -109,44 +103,38 @@ class Agent:
         finally:
             if self.serving is not None:
                 self.serving.stop()
-            self.control.close()
-            self._scanner.close()
+            self.close()
+
+    def close(self) -> None:
+        """Let go of what every agent has, started or not."""
+        self.control.close()
+        self._sockets.close()
+        self._signals.close()
+        self._loop.close()
 
     def _turn(self) -> None:
-        now_ms = boot_ms()
+        serving = self.serving is not None
         deadlines = [
             self.machine.next_deadline_ms(),
-            self._scan_due_ms(),
-            self._next_check_ms if self.serving is not None else None,
-            self._drain_deadline_ms,
+            self._sockets.next_deadline_ms(self.machine) if serving else None,
+            self._next_check_ms if serving else None,
             self._probes.next_deadline_ms(),
         ]
         deadline_ms = min(at_ms for at_ms in deadlines if at_ms is not None)
-        for key, _ in self._loop.select(max(0, deadline_ms - now_ms) / 1000):
+        for key, _ in self._loop.select(max(0, deadline_ms - boot_ms()) / 1000):
             key.data()
         now_ms = boot_ms()
         if now_ms >= self.machine.next_deadline_ms():
             self.step(Tick(now_ms))
         for known in self._probes.advance(now_ms):
             self.step(known)
-        self._advance_drain(now_ms)
-        scan_ms = self._scan_due_ms()
-        if self.serving is not None and scan_ms is not None and now_ms >= scan_ms:
-            draining = self.machine.host_state == HostState.DRAINING
-            self._next_scan_ms = now_ms + (DRAIN_SCAN_MS if draining else SCAN_MS)
-            self._scanner.want(self.serving.table, now_ms, count=draining)
-
+        if self._sockets.drained(self.machine, now_ms):
+            self.step(CommandReceived(now_ms, Command.DRAIN_COMPLETE))
+        if self.serving is not None:
+            self._sockets.advance(self.machine, self.serving.table, now_ms)
         if self.serving is not None and now_ms >= self._next_check_ms:
             self._next_check_ms = now_ms + CHECK_MS
             self._look_after()
-
-    def _scan_due_ms(self) -> int | None:
-        if self.serving is None:
-            return None
-        if self.machine.host_state == HostState.DRAINING:
-            return self._next_scan_ms
-        due_ms = self.machine.scan_due_ms()
-        return None if due_ms is None else max(due_ms, self._next_scan_ms)
 
     def step(self, event: Input) -> None:
         """One input to the machine, its outputs to the world, in their order."""
@@ -173,19 +161,8 @@ class Agent:
 
     # ------------------------------------------------------------ what wakes the loop
 
-    def _signals(self) -> None:
-        # A byte in a pipe instead of work in a handler: the loop finishes what it is doing.
-        receive, send = socket.socketpair()
-        for end in (receive, send):
-            end.setblocking(False)
-        signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        self._loop.register(receive, selectors.EVENT_READ, lambda: self._signalled(receive))
-        self._wakeup = send
-
-    def _signalled(self, receive: socket.socket) -> None:
-        receive.recv(64)
+    def _signalled(self) -> None:
+        self._signals.clear()
         if not self._running:
             # Asked twice: leave without the hand-over.
             self._end_serving()
@@ -231,25 +208,10 @@ class Agent:
             self._watch(serving)
 
     def _scanned(self) -> None:
-        for scan in self._scanner.results():
-            self.scan = scan
+        for scan in self._sockets.results():
             now_ms = boot_ms()
             if self.serving is not None:
                 self.step(IdleScanned(now_ms, scan.began_ms, scan.idle, scan.syn_cookie_ms))
-
-    def _advance_drain(self, now_ms: int) -> None:
-        began_ms = self._drain_began_ms
-        if began_ms is None:
-            return
-        if self.machine.host_state != HostState.DRAINING:
-            self._drain_began_ms = self._drain_deadline_ms = None
-            return
-        late = self._drain_deadline_ms is not None and now_ms >= self._drain_deadline_ms
-        scan = self.scan
-        empty = scan is not None and scan.began_ms > began_ms and scan.connections == 0
-        if late or empty:
-            self._drain_began_ms = self._drain_deadline_ms = None
-            self.step(CommandReceived(now_ms, Command.DRAIN_COMPLETE))
 
     # ------------------------------------------------------------ what operators ask for
 
@@ -268,46 +230,26 @@ class Agent:
 
     def stop(self) -> None:
         """Hand everything over and leave."""
-        self._drain_began_ms = self._drain_deadline_ms = None
+        self._sockets.end_drain()
         self.step(CommandReceived(boot_ms(), Command.STOP))
 
     def drainstop(self, timeout_s: float | None) -> None:
         """Accept nothing new; leave after the last connection or the time-out, seconds."""
         now_ms = boot_ms()
-        self._drain_began_ms = now_ms
-        self._drain_deadline_ms = None if timeout_s is None else now_ms + int(timeout_s * 1000)
         self.step(CommandReceived(now_ms, Command.DRAINSTOP))
-        self._next_scan_ms = 0
+        self._sockets.begin_drain(now_ms, timeout_s)
 
-    def rule_command(self, command: Command, slots: tuple[int, ...]) -> None:
-        """Enable, disable or drain the rules in ``slots`` on this host."""
-        self.step(CommandReceived(boot_ms(), command, slots=slots))
+    def rule_command(self, command: Command, slots: tuple[int, ...], load_weight: int = 0) -> None:
+        """Enable, disable, drain or weigh the rules in ``slots`` on this host."""
+        event = CommandReceived(boot_ms(), command, slots=slots, load_weight=load_weight)
+        self.step(event)
 
     def reload(self) -> str:
         """Read the configuration again; returns what was done about it."""
-        fresh = load_in_child(self.config.path)
-        if fresh == self.config:
-            return "nothing changed"
-        if fresh.but_for_load_weights() == self.config.but_for_load_weights():
-            for slot, weight in enumerate(fresh.load_weights):
-                if weight != self.config.load_weights[slot]:
-                    now_ms = boot_ms()
-                    self.step(
-                        CommandReceived(
-                            now_ms, Command.SET_WEIGHT, slots=(slot,), load_weight=weight
-                        )
-                    )
-            self.config = fresh
-            return "load weights changed"
-        if socket_path(fresh) != self.control.path or fresh.interface != self.config.interface:
-            raise SoftnlbError(
-                "the cluster IP address, host id and interface of a running agent cannot change: "
-                "stop this agent and start it again"
-            )
-        self._adopt(fresh)
-        return "configuration changed, the host left and joins again"
+        return reload(self)
 
-    def _adopt(self, fresh: ClusterConfig) -> None:
+    def adopt(self, fresh: ClusterConfig) -> None:
+        """Leave the cluster, when in it, and join again as the fresh configuration says."""
         self.config = fresh
         if self.serving is None:
             self.machine = Machine(host_config(fresh), boot_ms())

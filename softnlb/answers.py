@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
-from convergence.events import Command, HostState, Status
+from convergence.events import Command, CommandError, HostState, Status
 from convergence.rules import BUCKETS, PortRule, Protocol
 from softnlb.errors import SoftnlbError
 from softnlb.explain import explain_flow, rule_text
@@ -18,6 +18,8 @@ RULE_COMMANDS = {
     "disable": Command.DISABLE_RULE,
     "drain": Command.DRAIN_RULE,
 }
+
+TIMEOUT_MAX_S = 10_000_000
 
 
 class Answers:
@@ -39,6 +41,8 @@ class Answers:
             result: dict[str, Any] = method(arguments)
         except (KeyError, TypeError, ValueError) as error:
             raise SoftnlbError(f"{verb}: bad or missing argument: {error}") from error
+        except CommandError as error:
+            raise SoftnlbError(f"{verb}: {error}") from error
         return result
 
     # ------------------------------------------------------------ questions
@@ -165,10 +169,10 @@ class Answers:
             return self._owners(status, slot).get(str(bucket))
 
         table = self._agent.table()
-        client, server = arguments["client"], arguments["server"]
-        return explain_flow(
-            table, client, server, arguments.get("protocol", "tcp"), owner_of, self._agent.now_ms
-        )
+        asked = (arguments["client"], arguments["server"], arguments.get("protocol", "tcp"))
+        if not all(isinstance(word, str) for word in asked):
+            raise SoftnlbError("explain: client, server and protocol are text")
+        return explain_flow(table, *asked, owner_of, self._agent.now_ms)
 
     # ------------------------------------------------------------ orders
 
@@ -191,11 +195,11 @@ class Answers:
 
     def do_drainstop(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Accept nothing new; leave after the last connection."""
-        timeout_s = arguments.get("timeout_s")
+        timeout_s = _seconds(arguments.get("timeout_s"))
         self._agent.remember("stopped")
         if self._agent.serving is None:
             return self._done("the host is stopped already")
-        self._agent.drainstop(None if timeout_s is None else float(timeout_s))
+        self._agent.drainstop(timeout_s)
         return self._done("the host takes no new connections and stops after its last one")
 
     def do_suspend(self, _: dict[str, Any]) -> dict[str, Any]:
@@ -274,8 +278,10 @@ class Answers:
 
     def _slots(self, arguments: dict[str, Any]) -> tuple[int, ...]:
         address = arguments.get("cluster_ip_address")
-        port = arguments.get("port", "all")
+        port = _port(arguments.get("port", "all"))
         protocol = arguments.get("protocol")
+        if protocol not in (None, "tcp", "udp", "both"):
+            raise SoftnlbError("a protocol is tcp, udp or both")
         slots = tuple(
             slot
             for slot, rule in enumerate(self._agent.config.port_rules)
@@ -286,11 +292,28 @@ class Answers:
         return slots
 
 
-def _concerns(rule: PortRule, address: str | None, port: str | int, protocol: str | None) -> bool:
+def _port(value: object) -> int | None:
+    """None for all ports."""
+    if value == "all":
+        return None
+    if not isinstance(value, int | str) or not str(value).isdecimal() or int(value) > 65535:
+        raise SoftnlbError("a port is a number from 0 to 65535, or all")
+    return int(value)
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value <= TIMEOUT_MAX_S:
+        raise SoftnlbError(f"a time-out is a number of seconds from 0 to {TIMEOUT_MAX_S}")
+    return float(value)
+
+
+def _concerns(rule: PortRule, address: str | None, port: int | None, protocol: str | None) -> bool:
     """Whether an operator who names this address, port and protocol means this rule."""
     if address not in (None, "all") and rule.cluster_ip_address != ip_address(str(address)):
         return False
-    if port != "all" and not rule.start_port <= int(port) <= rule.end_port:
+    if port is not None and not rule.start_port <= port <= rule.end_port:
         return False
     wanted = Protocol[protocol.upper()] if protocol else Protocol.BOTH
     return bool(rule.protocol & wanted)
