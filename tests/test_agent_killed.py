@@ -11,6 +11,7 @@ from tests.netns import Namespace, Segment, wait_for
 from tests.test_agent import VIP, Host
 
 CONNECTIONS = 20
+pytestmark = pytest.mark.bpf
 
 
 @pytest.fixture
