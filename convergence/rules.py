@@ -14,6 +14,9 @@ PORT_RULES_MAX = 32
 SLOTS_MAX = PORT_RULES_MAX + 1
 """Rule slots of a heartbeat: the user's port rules in order, then the default rule."""
 
+EQUAL_LOAD_WEIGHT = 50
+"""What equal load counts beside hosts that have a load weight."""
+
 IPAddress = IPv4Address | IPv6Address
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from convergence.events import Command, CommandError, HostState, Status
-from convergence.rules import BUCKETS, PortRule, Protocol
-from softnlb.errors import SoftnlbError
+from convergence.rules import BUCKETS, IPAddress
+from softnlb.errors import ReturnCode, SoftnlbError
 from softnlb.explain import explain_flow, rule_text
+from softnlb.filter import KEPT
+from softnlb.rule_choice import chosen, covering
 
 if TYPE_CHECKING:
     from softnlb.agent import Agent
@@ -34,13 +35,18 @@ class Answers:
         if method is None and verb not in RULE_COMMANDS:
             raise SoftnlbError(f"there is no verb {verb!r}")
         if self._agent.suspended and verb not in ("resume", "query", "maps", "params", "display"):
-            raise SoftnlbError("the host is suspended and listens to resume and query only")
+            raise SoftnlbError(
+                "the host is suspended and listens to resume and query only",
+                code=ReturnCode.SUSPENDED,
+            )
         try:
             if method is None:
                 return self._rule(verb, arguments)
             result: dict[str, Any] = method(arguments)
         except (KeyError, TypeError, ValueError) as error:
-            raise SoftnlbError(f"{verb}: bad or missing argument: {error}") from error
+            raise SoftnlbError(
+                f"{verb}: bad or missing argument: {error}", code=ReturnCode.BAD_PARAMS
+            ) from error
         except CommandError as error:
             raise SoftnlbError(f"{verb}: {error}") from error
         return result
@@ -148,9 +154,17 @@ class Answers:
         }
 
     def do_queryport(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """State and load of the rule for a port."""
-        slot = self._slot(arguments)
-        return {**self._rule_state(self._status(), slot), "counters": self._counters()}
+        """State, load and counters of the rule that covers a port."""
+        config = self._agent.config
+        slot = covering(config.port_rules, self._cluster_ip_addresses(), arguments)
+        serving = self._agent.serving
+        counters = serving.slot_counters(slot) if serving is not None else {}
+        return {
+            **self._rule_state(self._status(), slot),
+            "accepted": sum(counters.get(reason, 0) for reason in KEPT),
+            "dropped": sum(counters.values()) - sum(counters.get(reason, 0) for reason in KEPT),
+            "counters": counters,
+        }
 
     def do_connections(self, _: dict[str, Any]) -> dict[str, Any]:
         """The connections that a drain waits for."""
@@ -223,9 +237,12 @@ class Answers:
         return self._done(self._agent.reload())
 
     def _rule(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        slots = self._slots(arguments)
+        config = self._agent.config
+        slots = chosen(config.port_rules, self._cluster_ip_addresses(), arguments)
         if self._agent.serving is None:
-            raise SoftnlbError("the host is stopped: its rules take no command")
+            raise SoftnlbError(
+                "the host is stopped: its rules take no command", code=ReturnCode.STOPPED
+            )
         self._agent.rule_command(RULE_COMMANDS[verb], slots)
         return self._done(f"{verb}: {len(slots)} port rule{'s' if len(slots) != 1 else ''}")
 
@@ -270,35 +287,8 @@ class Answers:
             "buckets": self._own_map(status, slot).bit_count(),
         }
 
-    def _slot(self, arguments: dict[str, Any]) -> int:
-        slots = self._slots(arguments)
-        if len(slots) != 1:
-            raise SoftnlbError("several port rules match: name the cluster IP address or protocol")
-        return slots[0]
-
-    def _slots(self, arguments: dict[str, Any]) -> tuple[int, ...]:
-        address = arguments.get("cluster_ip_address")
-        port = _port(arguments.get("port", "all"))
-        protocol = arguments.get("protocol")
-        if protocol not in (None, "tcp", "udp", "both"):
-            raise SoftnlbError("a protocol is tcp, udp or both")
-        slots = tuple(
-            slot
-            for slot, rule in enumerate(self._agent.config.port_rules)
-            if _concerns(rule, address, port, protocol)
-        )
-        if not slots:
-            raise SoftnlbError("no port rule matches; a rule for All is named all:PORT")
-        return slots
-
-
-def _port(value: object) -> int | None:
-    """None for all ports."""
-    if value == "all":
-        return None
-    if not isinstance(value, int | str) or not str(value).isdecimal() or int(value) > 65535:
-        raise SoftnlbError("a port is a number from 0 to 65535, or all")
-    return int(value)
+    def _cluster_ip_addresses(self) -> tuple[IPAddress, ...]:
+        return tuple(address.ip for address in self._agent.config.cluster_ip_addresses)
 
 
 def _seconds(value: object) -> float | None:
@@ -307,13 +297,3 @@ def _seconds(value: object) -> float | None:
     if not isinstance(value, int | float) or not 0 <= value <= TIMEOUT_MAX_S:
         raise SoftnlbError(f"a time-out is a number of seconds from 0 to {TIMEOUT_MAX_S}")
     return float(value)
-
-
-def _concerns(rule: PortRule, address: str | None, port: int | None, protocol: str | None) -> bool:
-    """Whether an operator who names this address, port and protocol means this rule."""
-    if address not in (None, "all") and rule.cluster_ip_address != ip_address(str(address)):
-        return False
-    if port is not None and not rule.start_port <= port <= rule.end_port:
-        return False
-    wanted = Protocol[protocol.upper()] if protocol else Protocol.BOTH
-    return bool(rule.protocol & wanted)

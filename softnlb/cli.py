@@ -94,6 +94,8 @@ def _fail(
         from softnlb.cli_common import print_json
 
         document: dict[str, object] = {"error": sentence, "exit_code": exit_code, "hint": hint}
+        if error is not None and error.code is not None:
+            document["code"] = error.code.name
         if problems is not None:
             document["problems"] = [asdict(problem) for problem in problems]
         print_json(document)

@@ -157,6 +157,7 @@ def queryport(result: Result) -> None:
         click.echo(f"handling priority {result['handling_priority']}")
     if result.get("buckets") is not None:
         click.echo(f"Buckets of this host: {result['buckets']} of 60")
+    click.echo(f"Packets: {result['accepted']} accepted, {result['dropped']} dropped")
     if result.get("counters"):
         table(["reason", "packets"], sorted(result["counters"].items()))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convergence.rules import DEFAULT_RULE, FilteringMode, PortRule
 from modes.plan import Mode
-from softnlb.errors import UsageError
+from softnlb.errors import ReturnCode, UsageError
 
 if TYPE_CHECKING:
     from convergence.auth import Key
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 InitialState = Literal["started", "stopped", "suspended"]
 DataPlaneChoice = Literal["auto", "nfqueue", "ebpf"]
 AttachChoice = Literal["auto", "tc", "xdp", "xdp-generic"]
+
+_IO = ReturnCode.IO_ERROR.name
 
 KEY_LAYOUT = 1
 """Which bytes of a packet are hashed (softnlb/filter.py); part of the configuration digest."""
@@ -35,21 +37,25 @@ class Problem:
     """One error of a configuration file.
 
     ``key`` is the path of the key, port rules counted from 1 ("port_rule[2].ports"), empty for the
-    file as a whole.  ``value`` is what stands there as text, empty when nothing does.
+    file as a whole.  ``value`` is what stands there as text, empty when nothing does.  ``code``:
+    the name of NLB's return code for the refusal.
     """
 
     file: str
     key: str
     value: str
     expected: str
+    code: str = ReturnCode.BAD_PARAMS.name
 
     def __str__(self) -> str:
-        """One line: file, key, value, what was expected."""
+        """One line: file, key, value, what was expected, NLB's return code."""
         if not self.key:
-            return f"{self.file}: expected {self.expected}"
-        if not self.value:
-            return f"{self.file}: {self.key}: missing, expected {self.expected}"
-        return f"{self.file}: {self.key} = {self.value}: expected {self.expected}"
+            found = ""
+        elif not self.value:
+            found = f" {self.key}: missing,"
+        else:
+            found = f" {self.key} = {self.value}:"
+        return f"{self.file}:{found} expected {self.expected} ({self.code})"
 
 
 class ConfigError(UsageError):
@@ -167,7 +173,7 @@ def load_in_child(path: str | os.PathLike[str]) -> ClusterConfig:
     os.waitpid(pid, 0)
     if not answer:
         raise ConfigError(
-            (Problem(str(path), "", "", "to be read, but the process that reads it died"),)
+            (Problem(str(path), "", "", "to be read, but the process that reads it died", _IO),)
         )
     result = pickle.loads(answer)
     if isinstance(result, ClusterConfig):
@@ -192,12 +198,14 @@ def _answer_and_exit(path: str | os.PathLike[str], write_end: int) -> None:
 def _read(path: Path) -> dict[str, Any]:
     import tomllib
 
+    code = ReturnCode.BAD_PARAMS.name
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
+        code = _IO
         expected = f"a file that can be read ({(error.strerror or str(error)).lower()})"
     except UnicodeDecodeError as error:
         expected = f"UTF-8 text (byte {error.start} is not)"
     except tomllib.TOMLDecodeError as error:
         expected = f"a TOML file ({error})"  # the text ends with line and column
-    raise ConfigError((Problem(str(path), "", "", expected),))
+    raise ConfigError((Problem(str(path), "", "", expected, code),))

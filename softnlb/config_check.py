@@ -10,7 +10,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convergence.rules import Affinity, FilteringMode, PortRule, Protocol
+from convergence.rules import (
+    EQUAL_LOAD_WEIGHT,
+    PORT_RULES_MAX,
+    Affinity,
+    FilteringMode,
+    PortRule,
+    Protocol,
+)
 from modes.plan import Mode
 from softnlb.config import ClusterConfig, ConfigError, Problem
 from softnlb.config_schema import (
@@ -23,6 +30,7 @@ from softnlb.config_schema import (
     shown,
     unknown_key,
 )
+from softnlb.errors import ReturnCode
 
 if TYPE_CHECKING:
     from convergence.auth import Key
@@ -35,7 +43,6 @@ FILTERING_MODES = {
     "disabled": FilteringMode.DISABLED,
 }
 AFFINITIES = {"none": Affinity.NONE, "single": Affinity.SINGLE, "network": Affinity.NETWORK}
-PORT_RULES_MAX = 32
 
 Values = dict[str, Any]
 
@@ -43,7 +50,7 @@ Values = dict[str, Any]
 def build(path: Path, raw: Values) -> ClusterConfig:
     """Check a parsed file and make a ClusterConfig of it.  Raises ConfigError with all errors."""
     complaints: list[Complaint] = [
-        (key, shown(raw[key]), unknown_key(key, ConfigFile.model_fields))
+        Complaint(key, shown(raw[key]), unknown_key(key, ConfigFile.model_fields))
         for key in raw.keys() - ConfigFile.model_fields
     ]
     cluster, host, rules = _read_tables(raw, complaints)
@@ -51,9 +58,17 @@ def build(path: Path, raw: Values) -> ClusterConfig:
     complaints += _check_rules(rules, cluster)
     keys = _read_keys(path, cluster, complaints)
     if complaints:
-        problems = (Problem(str(path), *complaint) for complaint in complaints)
+        problems = (_problem(path, complaint) for complaint in complaints)
         raise ConfigError(tuple(sorted(problems, key=_place)))
     return _config(path, cluster, host, rules, keys)
+
+
+def _problem(path: Path, complaint: Complaint) -> Problem:
+    """NLB has one code for whatever is wrong with a port rule but its place among the others."""
+    key, value, expected, code = complaint
+    in_rule = key.startswith("port_rule")
+    code = code or (ReturnCode.BAD_PORT_PARAMS if in_rule else ReturnCode.BAD_PARAMS)
+    return Problem(str(path), key, value, expected, code.name)
 
 
 def _place(problem: Problem) -> tuple[int, int]:
@@ -70,7 +85,7 @@ def _read_tables(raw: Values, complaints: list[Complaint]) -> tuple[Values, Valu
     for name, model in (("cluster", ClusterTable), ("host", HostTable)):
         table = raw.get(name, {})
         if not isinstance(table, dict):
-            complaints.append((name, shown(table), f"a table, [{name}]"))
+            complaints.append(Complaint(name, shown(table), f"a table, [{name}]"))
             values.append({})
             continue
         good, bad = read_table(model, table, name)
@@ -78,11 +93,12 @@ def _read_tables(raw: Values, complaints: list[Complaint]) -> tuple[Values, Valu
         complaints += bad
     tables = raw.get("port_rule", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        complaints.append(("port_rule", shown(tables), "tables, [[port_rule]]"))
+        complaints.append(Complaint("port_rule", shown(tables), "tables, [[port_rule]]"))
         tables = []
     if len(tables) > PORT_RULES_MAX:
         expected = f"at most {PORT_RULES_MAX} port rules"
-        complaints.append(("port_rule", f"{len(tables)} rules", expected))
+        found, code = f"{len(tables)} rules", ReturnCode.MAX_PORT_RULES
+        complaints.append(Complaint("port_rule", found, expected, code))
     rules = []
     for number, table in enumerate(tables or [{}], 1):  # none at all: NLB's rule for everything
         good, bad = read_table(PortRuleTable, table, f"port_rule[{number}]")
@@ -97,14 +113,14 @@ def _check_addresses(cluster: Values, host: Values) -> Iterator[Complaint]:
     for address in addresses:
         if address.ip in seen:
             expected = f"each cluster IP address once, {address.ip} is there twice"
-            yield "cluster.additional_ip_addresses", shown(str(address)), expected
+            yield Complaint("cluster.additional_ip_addresses", shown(str(address)), expected)
         seen.add(address.ip)
     dedicated = host.get("dedicated_ip_address")
     if dedicated and dedicated.ip in seen:
         expected = "an address of this host alone, not a cluster IP address"
-        yield "host.dedicated_ip_address", shown(str(dedicated)), expected
+        yield Complaint("host.dedicated_ip_address", shown(str(dedicated)), expected)
     if "key_id" in cluster and cluster["key_id"] is not None and cluster.get("key_file") is None:
-        yield "cluster.key_id", shown(cluster["key_id"]), "a key_file beside it"
+        yield Complaint("cluster.key_id", shown(cluster["key_id"]), "a key_file beside it")
 
 
 def _cluster_ip_addresses(cluster: Values) -> list[IPv4Interface]:
@@ -119,12 +135,14 @@ def _check_rules(rules: list[Values], cluster: Values) -> Iterator[Complaint]:
         address = rule.get("cluster_ip_address")
         if complete and address is not None and address not in known:
             expected = f'"all" or one of {", ".join(str(a) for a in sorted(known))}'
-            yield f"port_rule[{number}].cluster_ip_address", shown(str(address)), expected
+            key = f"port_rule[{number}].cluster_ip_address"
+            yield Complaint(key, shown(str(address)), expected)
     for (first, one), (second, other) in combinations(enumerate(rules, 1), 2):
         if _overlap(one, other):
             start, end = other["ports"]
             expected = f"ports that are not in port_rule[{first}] of the same address"
-            yield f"port_rule[{second}].ports", shown(f"{start}-{end}"), expected
+            key, value = f"port_rule[{second}].ports", shown(f"{start}-{end}")
+            yield Complaint(key, value, expected, ReturnCode.PORT_OVERLAP)
 
 
 def _overlap(one: Values, other: Values) -> bool:
@@ -152,7 +170,7 @@ def _read_keys(path: Path, cluster: Values, complaints: list[Complaint]) -> tupl
         expected = f"a file that can be read ({(error.strerror or str(error)).lower()})"
     except ValueError as error:
         expected = str(error)
-    complaints.append(("cluster.key_file", shown(name), expected))
+    complaints.append(Complaint("cluster.key_file", shown(name), expected))
     return ()
 
 
@@ -187,7 +205,7 @@ def _config(
         hash_seed=int(addresses[0].ip) if seed is None else seed,
         filter_icmp=cluster["filter_icmp"],
         port_rules=tuple(_port_rule(rule) for rule in rules),
-        load_weights=tuple(rule["load_weight"] for rule in rules),
+        load_weights=tuple(_load_weight(rule) for rule in rules),
         handling_priorities=tuple(rule["handling_priority"] or host["id"] for rule in rules),
         host_id=host["id"],
         interface=host["interface"],
@@ -199,6 +217,11 @@ def _config(
         keys=keys,
         warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"])),
     )
+
+
+def _load_weight(rule: Values) -> int:
+    weight = rule["load_weight"]
+    return EQUAL_LOAD_WEIGHT if weight == "equal" else int(weight)
 
 
 def _port_rule(rule: Values) -> PortRule:

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from ipaddress import IPv4Address, IPv4Interface
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from convergence.rules import PORT_RULES_MAX
 from softnlb.config import AttachChoice, DataPlaneChoice, InitialState
+from softnlb.errors import ReturnCode
 
 
 def _interface_address(text: str) -> IPv4Interface:
@@ -57,6 +59,7 @@ InterfaceAddress = Annotated[str, AfterValidator(_interface_address)]
 RuleAddress = Annotated[str, AfterValidator(_rule_address)]
 PortRange = Annotated[int | str, AfterValidator(_port_range)]
 InterfaceName = Annotated[str, AfterValidator(_interface_name)]
+Weight = Annotated[int, Field(ge=0, le=100)]
 
 WITH_PREFIX = "an IPv4 address of a host with its prefix length, as in 10.1.0.100/24"
 
@@ -139,7 +142,10 @@ class PortRuleTable(BaseModel):
     affinity: Literal["none", "single", "network"] = Field(
         default="single", description='"none", "single" or "network"'
     )
-    load_weight: int = Field(default=50, ge=0, le=100, description="a whole number from 0 to 100")
+    load_weight: Weight | Literal["equal"] = Field(
+        default="equal",
+        description='a whole number from 0 to 100, or "equal", which counts as 50',
+    )
     handling_priority: int | None = Field(
         default=None,
         ge=1,
@@ -157,7 +163,7 @@ class ConfigFile(BaseModel):
     host: HostTable
     port_rule: list[PortRuleTable] = Field(
         default_factory=list,
-        max_length=32,
+        max_length=PORT_RULES_MAX,
         description="at most 32 port rules; none means one rule for all ports, multiple hosts",
     )
 
@@ -169,8 +175,14 @@ def json_schema() -> dict[str, Any]:
 
 # ---------------------------------------------------------------- reading
 
-Complaint = tuple[str, str, str]
-"""Key path, value as text, what was expected."""
+
+class Complaint(NamedTuple):
+    """Key path, value as text, what was expected, and NLB's return code for it."""
+
+    key: str
+    value: str
+    expected: str
+    code: ReturnCode | None = None
 
 
 def read_table(
@@ -183,13 +195,14 @@ def read_table(
     """
     fields = model.model_fields
     complaints = [
-        (f"{path}.{key}", shown(raw[key]), unknown_key(key, fields)) for key in raw.keys() - fields
+        Complaint(f"{path}.{key}", shown(raw[key]), unknown_key(key, fields))
+        for key in raw.keys() - fields
     ]
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in raw:
             if field.is_required():
-                complaints.append((f"{path}.{name}", "", str(field.description)))
+                complaints.append(Complaint(f"{path}.{name}", "", str(field.description)))
                 continue
             raw_value = field.get_default(call_default_factory=True)
         else:
@@ -199,7 +212,7 @@ def read_table(
         except ValidationError:
             close = _did_you_mean(raw_value, get_args(field.annotation))
             expected = f"{field.description}{close}"
-            complaints.append((f"{path}.{name}", shown(raw_value), expected))
+            complaints.append(Complaint(f"{path}.{name}", shown(raw_value), expected))
     return values, complaints
 
 

@@ -20,7 +20,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from softnlb.errors import MachineError, NotRunningError, SoftnlbError, UsageError
+from softnlb.errors import MachineError, NotRunningError, ReturnCode, SoftnlbError, UsageError
 
 if TYPE_CHECKING:
     from softnlb.config import ClusterConfig
@@ -194,14 +194,15 @@ def _respond(line: bytes, handler: Handler) -> Result:
     try:
         return {"ok": True, "result": handler(verb, request)}
     except SoftnlbError as error:
-        return _refusal(str(error), error.exit_code)
+        return _refusal(str(error), error.exit_code, error.code)
     except Exception as error:  # a fault of ours must not end the agent, nor pass in silence
         log.exception("the control verb %r failed", verb)
         return _refusal(f"the agent failed in {verb!r}: {type(error).__name__}, see its log", 1)
 
 
-def _refusal(sentence: str, exit_code: int) -> Result:
-    return {"ok": False, "exit_code": exit_code, "error": sentence}
+def _refusal(sentence: str, exit_code: int, code: ReturnCode | None = None) -> Result:
+    refusal = {"ok": False, "exit_code": exit_code, "error": sentence}
+    return refusal if code is None else {**refusal, "code": code.name}
 
 
 def _listen(path: Path) -> socket.socket:
@@ -288,12 +289,15 @@ def _result(path: Path, answer: bytes) -> Result:
         if response["ok"]:
             return dict(response["result"])
         sentence, exit_code = str(response["error"]), response["exit_code"]
+        code = ReturnCode[response["code"]] if "code" in response else None
     except (ValueError, KeyError, TypeError) as error:
         raise NotRunningError(f"The agent of {path.stem} ended before it answered.") from error
+    if code is not None:
+        sentence = sentence.removesuffix(f" ({code.name})")
     for kind in (UsageError, NotRunningError, MachineError):
         if kind.exit_code == exit_code:
-            raise kind(sentence)
-    raise SoftnlbError(sentence)
+            raise kind(sentence, code=code)
+    raise SoftnlbError(sentence, code=code)
 
 
 def find_hosts(target: str | None = None) -> list[Path]:

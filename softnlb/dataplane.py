@@ -36,6 +36,12 @@ class DataPlane(Protocol):
     def counters(self) -> dict[str, int]:
         """Packets per reason since ``attach``."""
 
+    def slot_counters(self, slot: int) -> dict[str, int]:
+        """As ``counters``, of the packets that met the rule of this slot and this plane decided.
+
+        What the kernel decides before the plane is asked belongs to no slot.
+        """
+
     def intact(self) -> bool:
         """False when a piece of this plane was removed by somebody else."""
 

@@ -54,6 +54,16 @@ class Reason(StrEnum):
     NOT_CLUSTER = "not-cluster"
 
 
+KEPT = (
+    Reason.OWNER,
+    Reason.SECOND_CHANCE,
+    Reason.CONNTRACK,
+    Reason.SYN_COOKIE,
+    Reason.ORPHAN_RESET,
+)
+"""The reasons to keep a packet that has met a port rule; a FIN to TIME_WAIT is not counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class FilterRule:
     """A slot as the filter sees it: the rule and this host's buckets in it."""

@@ -100,6 +100,10 @@ class Serving:
         """Packets per reason."""
         return self._plane.counters()
 
+    def slot_counters(self, slot: int) -> dict[str, int]:
+        """Packets per reason that met the rule of this slot."""
+        return self._plane.slot_counters(slot)
+
 
 def link_plan(config: ClusterConfig, plane_sets_packet_type: bool = False) -> LinkPlan:
     """What the mode wants of the cluster interface."""

@@ -65,7 +65,7 @@ def answers() -> dict:
     return {
         **dict.fromkeys((*ORDERS, *RULE_ORDERS), DONE),
         **questions,
-        "queryport": {**RULE, "counters": {"owner": 17}},
+        "queryport": {**RULE, "accepted": 17, "dropped": 0, "counters": {"owner": 17}},
     }
 
 

@@ -174,6 +174,9 @@ def test_all_errors_at_once_each_with_file_key_value_and_what_was_expected(write
         ("port_rule[2].protocol", '"tpc"'),
         ("port_rule[2].handling_priority", "0"),
     ]
+    in_rules = [problem.code for problem in problems if problem.key.startswith("port_rule")]
+    assert set(in_rules) == {"BAD_PORT_PARAMS"}
+    assert {problem.code for problem in problems} == {"BAD_PORT_PARAMS", "BAD_PARAMS"}
     expected = {problem.key: problem.expected for problem in problems}
     assert expected["cluster.tolerence"].endswith("did you mean alive_message_tolerance?")
     assert expected["cluster.mode"].endswith("did you mean unicast?")
@@ -257,8 +260,9 @@ def test_no_port_lies_in_two_rules_of_one_address(write, first, second, overlap)
         assert len(load(path).port_rules) == 2
         return
     (problem,) = problems_of(path)
-    assert problem.key == "port_rule[2].ports"
+    assert (problem.key, problem.code) == ("port_rule[2].ports", "PORT_OVERLAP")
     assert "port_rule[1]" in problem.expected
+    assert str(problem).endswith("(PORT_OVERLAP)")
 
 
 def test_a_rule_for_an_address_that_is_no_cluster_ip_address(write):
@@ -272,6 +276,14 @@ def test_at_most_32_rules(write):
     assert len(load(write(MINIMAL + "".join(rules[:32]))).port_rules) == 32
     (problem,) = problems_of(write(MINIMAL + "".join(rules)))
     assert (problem.key, problem.value) == ("port_rule", "33 rules")
+    assert problem.code == "MAX_PORT_RULES"
+
+
+def test_equal_load_counts_as_50_and_is_what_a_rule_has_by_itself(write):
+    rules = rule("all", "1", "tcp") + rule("all", "2", "tcp") + 'load_weight = "equal"\n'
+    assert load(write(MINIMAL + rules)).load_weights == (50, 50)
+    (problem,) = problems_of(write(MINIMAL + rules.replace("equal", "even")))
+    assert (problem.key, problem.code) == ("port_rule[2].load_weight", "BAD_PORT_PARAMS")
 
 
 @pytest.mark.parametrize(
@@ -310,6 +322,7 @@ def test_files_that_are_no_configuration(tmp_path, content, expected):
 def test_a_file_that_is_not_there(tmp_path):
     (problem,) = problems_of(tmp_path / "none.toml")
     assert (problem.key, problem.file) == ("", str(tmp_path / "none.toml"))
+    assert problem.code == "IO_ERROR"
     assert "no such file" in problem.expected
 
 
