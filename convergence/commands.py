@@ -1,8 +1,7 @@
 """What an operator may order: start, stop, drainstop, and the rules of this host."""
 
-from convergence import conflicts, lease, orphans, phases
+from convergence import conflicts, lease, orphans, phases, reporting
 from convergence.events import Command, CommandError, CommandReceived, Severity
-from convergence.heartbeat import JOINING, LEAVING
 from convergence.rules import FilteringMode
 from convergence.state import Phase, RuleState, Stage, State
 
@@ -111,17 +110,23 @@ def go_on_stopping(state: State) -> None:
         state.release_all()
         state.stop_by_ms = state.now_ms + state.death_ms
         state.changed()
-        if state.joining or not state.others:
+        if state.joining:
+            # Nobody has me, but a lone host must know that I shall not begin beside it.
+            reporting.send(state)
             _left(state)
-    if state.stage is Stage.LEAVING:
-        holders = any(
-            peer.statement.view & state.bit
-            and not peer.statement.flags & (JOINING | LEAVING)
-            and state.now_ms - peer.received_ms < state.death_ms
-            for peer in state.view.values()
-        )
-        if state.now_ms >= state.stop_by_ms or not holders:
-            _left(state)
+    if state.stage is Stage.LEAVING and (state.now_ms >= state.stop_by_ms or not _is_held(state)):
+        _left(state)
+
+
+def _is_held(state: State) -> bool:
+    """Somebody that I hear still has me in its view, be it a member of mine or not."""
+    return any(
+        peer.statement.view & state.bit
+        and peer.counts
+        and state.now_ms - peer.received_ms < state.death_ms
+        for known in (state.view, state.heard.primary)
+        for peer in known.values()
+    )
 
 
 def _left(state: State) -> None:

@@ -22,6 +22,7 @@ REGRESSIONS = {
     408: "a draining host that left a broken pair forgot that it drained",
     644: "a crash loop",
     839: "the last relay between a deaf host and another one stopped",
+    858: "who left a broken pair was not heard to leave by a newcomer that went on to vouch for it",
     895: "the relay of a one-way pair left, and the newcomer served at once",
     966: "a pair was parted, then a newcomer heard both halves",
     2573: "a leaving host left a second time and never came back",
@@ -38,6 +39,7 @@ REGRESSIONS = {
     40751: "a frame that was decided, slept on and then sent told an old age as a new one",
     41160: "one half of a partition slept while it healed (checker)",
     61820: "a lease that could have been renewed ended between two ticks",
+    100297: "a newcomer that stopped in the moment of its start made a lone host's lease lapse",
     4690: "two hosts, one mute, with one's patience shorter than the other's lease",
 }
 
