@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from convergence.events import Command, CommandError, HostState, Status
 from convergence.rules import BUCKETS, IPAddress
+from modes.mac import format_mac
 from softnlb.errors import ReturnCode, SoftnlbError
-from softnlb.explain import explain_flow, rule_text
+from softnlb.explain import explain_flow, rule_fields, rule_text
 from softnlb.filter import KEPT
 from softnlb.rule_choice import chosen, covering
 
@@ -94,6 +95,7 @@ class Answers:
             "cluster_ip_address": str(config.cluster_ip_addresses[0].ip),
             "cluster_ip_addresses": [str(address) for address in config.cluster_ip_addresses],
             "mode": str(config.mode),
+            "cluster_mac": format_mac(agent.table().cluster_mac),
             "host_id": config.host_id,
             "dedicated_ip_address": str(config.dedicated_ip_address),
             "interface": config.interface,
@@ -281,6 +283,7 @@ class Answers:
         user_rule = slot < len(config.port_rules)
         return {
             "rule": rule_text(rules[slot]),
+            **(rule_fields(rules[slot]) if user_rule else {}),
             "state": status.rule_states[slot],
             "load_weight": config.load_weights[slot] if user_rule else None,
             "handling_priority": config.handling_priorities[slot] if user_rule else None,

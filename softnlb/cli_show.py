@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from softnlb.nlb_show import addresses
+
 Result = dict[str, Any]
 
 STATE_SENTENCES = {
@@ -110,14 +112,22 @@ def _value(value: object) -> str:
 
 
 def display(result: Result) -> None:
-    """All about a host, in sections."""
-    query(result["query"])
-    _section("Parameters")
+    """All about a host, in the order of nlb.exe: configuration, events, addresses, state."""
+    click.echo(bold("Configuration"))
     params(result["params"])
     rules = result.get("rules", [])
     if rules:
         _section("Port rules")
         table(["rule", "state", "weight", "priority", "buckets"], map(_rule_row, rules))
+    if result["events"]:
+        _section("Events, the newest last")
+        for event in result["events"]:
+            clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+            click.echo(f"{clock}  {event['severity']:<8} {event['text']}")
+    _section("Addresses")
+    click.echo(addresses(result["params"]["interface"]))
+    _section("State")
+    query(result["query"])
     if result["history"]:
         _section("Convergence history, the newest last")
         table(["when", "phase", "members", "reason"], map(_history_row, result["history"]))
@@ -128,11 +138,6 @@ def display(result: Result) -> None:
     if any(ignored.values()):
         _section("Heartbeats that were not believed")
         table(["why", "frames"], sorted(pair for pair in ignored.items() if pair[1]))
-    if result["events"]:
-        _section("Events, the newest last")
-        for event in result["events"]:
-            clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
-            click.echo(f"{clock}  {event['severity']:<8} {event['text']}")
 
 
 def _section(title: str) -> None:

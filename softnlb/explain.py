@@ -60,6 +60,18 @@ def rule_text(rule: PortRule) -> str:
     return text
 
 
+def rule_fields(rule: PortRule) -> dict[str, str | int]:
+    """The fields that hosts share of a port rule of the user, as they stand in a file."""
+    return {
+        "cluster_ip_address": str(rule.cluster_ip_address or "all"),
+        "start_port": rule.start_port,
+        "end_port": rule.end_port,
+        "protocol": _PROTOCOLS[rule.protocol],
+        "filtering_mode": _MODES[rule.filtering_mode].partition(" ")[0],
+        "affinity": rule.affinity.name.lower(),
+    }
+
+
 def explain_flow(
     table: FilterTable, client: str, server: str, protocol: str, owner_of: OwnerOf, now_ms: Clock
 ) -> Explanation:

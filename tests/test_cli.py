@@ -49,7 +49,12 @@ RULE = {
     "handling_priority": 2,
     "buckets": 20,
 }
-PARAMS = {"dedicated_ip_address": "10.1.0.2/24", "mode": "unicast", "filter_icmp": False}
+PARAMS = {
+    "interface": "eth0",
+    "dedicated_ip_address": "10.1.0.2/24",
+    "mode": "unicast",
+    "filter_icmp": False,
+}
 DISPLAY = {
     "params": PARAMS,
     "query": QUERY,
