@@ -1,15 +1,18 @@
 """What the experiments share: a lab to work in, tasks in it, waiting, tables."""
 
+import functools
 import os
 import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from labs.client_log import note
 from labs.handle import LabHandle, Task
 from labs.load import Result, Traffic, clients
 from labs.topology import CLUSTER_IP_ADDRESS, LabSpec
@@ -18,14 +21,32 @@ from labs.witness import watch
 from softnlb.errors import SoftnlbError
 
 POLL_S = 0.02
+EVENTS = "softnlb.events"
 
 T = TypeVar("T")
 Command = Callable[..., Any]
 Row = Sequence[object]
 
 
-def options(function: Command) -> Command:
-    """--name and --json of an experiment."""
+def options(body: Command) -> Command:
+    """--name, --json and --events of an experiment."""
+
+    @functools.wraps(body)
+    def carried_out(*args: Any, events: Path | None, **kwargs: Any) -> Any:
+        click.get_current_context().meta[EVENTS] = events
+        if events is not None:
+            _check_writable(events)
+        result = body(*args, **kwargs)
+        if kwargs.get("name") is not None:
+            _keep_events(LabHandle(kwargs["name"]))
+        return result
+
+    function = click.option(
+        "--events",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Write the event log of every lab there: softnlb lab report makes pictures of it.",
+    )(carried_out)
     function = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(
         function
     )
@@ -44,8 +65,25 @@ def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
     lab = LabHandle(spec.name)
     try:
         yield lab
+        _keep_events(lab)
     finally:
         lab.down()
+
+
+def _check_writable(path: Path) -> None:
+    """Empty the file before the experiment begins.  Raises SoftnlbError."""
+    try:
+        path.write_bytes(b"")
+    except OSError as error:
+        raise SoftnlbError(f"{path}: {error.strerror}") from error
+
+
+def _keep_events(lab: LabHandle) -> None:
+    context = click.get_current_context(silent=True)
+    path: Path | None = context.meta.get(EVENTS) if context is not None else None
+    if path is not None:
+        with path.open("ab") as file:
+            file.write(lab.events())
 
 
 def own_name(experiment: str) -> str:
@@ -79,13 +117,18 @@ def traffic(lab: LabHandle, plan: Traffic, node: str = "client1") -> Iterator[Ta
 
 
 def finish(task: Task) -> Result:
-    """Stop the clients and return what they saw."""
-    return Result.from_json(task.stop())
+    """Stop the clients, note in the event log what they saw, and return it."""
+    result = Result.from_json(task.stop())
+    if task.where is not None:
+        note(*task.where, result)
+    return result
 
 
 def burst(lab: LabHandle, plan: Traffic, node: str = "client1") -> Result:
     """A burst of new connections and what became of them."""
-    return Result.from_json(lab.run(node, lambda channel: clients(channel, plan)))
+    result = Result.from_json(lab.run(node, lambda channel: clients(channel, plan)))
+    note(lab, node, result)
+    return result
 
 
 @contextmanager

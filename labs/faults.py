@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable
 
 from labs.lab import Lab
@@ -223,4 +224,10 @@ def inject(lab: Lab, fault: str, arguments: list[str]) -> str:
     if fault not in FAULTS:
         raise UsageError(f"{fault} is not a fault: {', '.join(FAULTS)}")
     lab.reap()
-    return FAULTS[fault](lab, arguments)
+    began_s = time.monotonic()
+    message = FAULTS[fault](lab, arguments)
+    if lab.log is not None:
+        took_s = round(time.monotonic() - began_s, 4)
+        facts = {"arguments": arguments, "message": message, "took_s": took_s}
+        lab.log.add("fault", began_s, fault=fault, **facts)
+    return message

@@ -11,9 +11,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from labs.events import PATH, EventLog
 from labs.namespaces import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
@@ -98,7 +100,7 @@ class LabHandle:
         child = _fork_into(pid, inside)
         os.close(to_child[0])
         os.close(from_parent[1])
-        return Task(child, Channel(from_parent[0], to_child[1]))
+        return Task(child, Channel(from_parent[0], to_child[1]), (self, node))
 
     def run(self, node: str, body: Callable[["Channel"], object]) -> Any:
         """Run ``body`` in a node, wait, and return its result (as JSON carries it)."""
@@ -133,6 +135,22 @@ class LabHandle:
 
         result: dict[str, Any] = self.run(node, body)
         return result
+
+    def log(self) -> EventLog:
+        """The event log of the lab; close it after use."""
+        pid = self.ask("events")["supervisor_pid"]
+        try:
+            return EventLog(Path(f"/proc/{pid}/root{PATH}"))
+        except OSError as error:
+            raise NotRunningError(f"lab {self.name} has just ended") from error
+
+    def events(self) -> bytes:
+        """The event log so far, as JSON lines."""
+        log = self.log()
+        try:
+            return log.read()
+        finally:
+            log.close()
 
     def down(self) -> None:
         """End the lab and wait until it is gone."""
@@ -189,7 +207,11 @@ class Channel:
 class Task:
     """Something that runs in a node.  As a context manager it is killed on the way out."""
 
-    def __init__(self, pid: int, channel: Channel) -> None:
+    def __init__(
+        self, pid: int, channel: Channel, where: tuple[LabHandle, str] | None = None
+    ) -> None:
+        self.where = where
+        """The lab and the node."""
         self._pid: int | None = pid
         self.channel = channel
 

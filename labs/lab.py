@@ -1,24 +1,29 @@
 """The lab itself, inside its namespaces: builds the nodes and knows what runs in them."""
 
+import contextlib
 import functools
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 from labs.agents import ConfigReader, ask, host_status, start_agent
+from labs.events import EventLog
 from labs.node import NodeProcess, run_batch, run_tool
 from labs.process import MachineProc, Process, enter_node, fork, processes_in
+from labs.recorder import record
 from labs.service import serve
 from labs.snooping import mirror
 from labs.switch import PortFaults, bridge_lines, fault_ruleset, port_lines
-from labs.topology import CLUSTER_IP_ADDRESS, CLUSTER_NETWORK, LabSpec, Node, nodes
+from labs.topology import CLUSTER_IP_ADDRESS, CLUSTER_NETWORK, TIMERS, LabSpec, Node, nodes
 from softnlb.errors import SoftnlbError
 
 CONVERGE_TIMEOUT_S = 60.0
 POLL_S = 0.02
+RECORDER_TIMEOUT_S = 2.0
 
 
 class Lab:
@@ -34,6 +39,9 @@ class Lab:
         self.faults = PortFaults()
         self.unplugged: set[str] = set()
         self.frozen: set[str] = set()
+        self.log: EventLog | None = None
+        self._recorder: socket.socket | None = None
+        self._recorder_ready: int | None = None
         self._others: list[Process] = []
         self._reader: ConfigReader | None = None
 
@@ -60,10 +68,32 @@ class Lab:
             process, ready = self._start("switch:mirror", "switch", mirror)
             self._others.append(process)
             _await_start("the snooping of the switch", ready)
+        self._start_recorder()
         for node in self.nodes.values():
             node.configure()
         for node in self.nodes.values():
             node.await_configured()
+
+    def _start_recorder(self) -> None:
+        self.log = log = EventLog()
+        facts = {**self.describe(), "cluster_ip_address": str(CLUSTER_IP_ADDRESS)}
+        log.add("lab", name=self.spec.name, wall_s=time.time(), **facts)
+        if self.spec.record:
+            ports = [node.port for node in self.plan.values() if node.port is not None]
+            period_ms = TIMERS[self.spec.timers][0]
+            self._recorder, inside = socket.socketpair()
+            self._recorder.settimeout(RECORDER_TIMEOUT_S)
+            body = functools.partial(record, log, ports, period_ms, inside)
+            process, self._recorder_ready = self._start("switch:recorder", "switch", body)
+            self._others.append(process)
+            inside.close()
+
+    def bring_log_up_to_date(self) -> None:
+        """Return when the event log has all that happened so far."""
+        if self._recorder is not None:
+            with contextlib.suppress(OSError):
+                self._recorder.send(b".")
+                self._recorder.recv(1)
 
     def start_services(self, names: list[str]) -> None:
         """The HTTP service of these hosts; returns when clients may connect."""
@@ -74,6 +104,9 @@ class Lab:
             starting.append((name, ready))
         for name, ready in starting:
             _await_start(f"the HTTP service of {name}", ready)
+        if self._recorder_ready is not None:
+            ready, self._recorder_ready = self._recorder_ready, None
+            _await_start("the recorder at the switch", ready)
 
     def start_agents(self, names: list[str]) -> None:
         """The agents of these hosts; they are not awaited."""

@@ -165,6 +165,9 @@ def _answer(lab: Lab, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return lab.status()
     if verb == "nodes":
         return lab.describe()
+    if verb == "events":
+        lab.bring_log_up_to_date()
+        return {"supervisor_pid": lab.proc.own_pid()}
     if verb == "fault":
         words = [str(word) for word in arguments.get("arguments", [])]
         return {"message": inject(lab, str(arguments.get("fault")), words)}

@@ -56,6 +56,8 @@ class LabSpec:
     """Client affinity of the lab's one port rule, which covers every port."""
     agents: bool = True
     """False builds the network and the services only."""
+    record: bool = True
+    """False: nobody follows heartbeats and counts frames for the event log; for benchmarks."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.hosts <= HOSTS_MAX:

@@ -54,8 +54,10 @@ def interval(ratios: list[float]) -> tuple[float, float]:
 
 def measure(pairs: int, seconds: float, data_plane: str) -> dict[str, Any]:
     """Two labs of one host, one with the agent and one with the bare address, in turn."""
-    filtered = LabSpec(name=own_name("bulk-filter"), hosts=1, timers="fast", data_plane=data_plane)
-    bare = LabSpec(name=own_name("bulk-bare"), hosts=1, agents=False)
+    filtered = LabSpec(
+        name=own_name("bulk-filter"), hosts=1, timers="fast", data_plane=data_plane, record=False
+    )
+    bare = LabSpec(name=own_name("bulk-bare"), hosts=1, agents=False, record=False)
     address = f"{CLUSTER_IP_ADDRESS}/{CLUSTER_NETWORK.prefixlen}"
     with lab_for(None, filtered) as one, lab_for(None, bare) as other:
         other.output("host1", ["ip", "address", "add", address, "dev", "eth0"])
