@@ -40,6 +40,7 @@ from softnlb.config import ClusterConfig, ConfigError, load_in_child
 from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
+from softnlb.health import Health
 from softnlb.planes import Choice, choose
 from softnlb.reload import reload
 from softnlb.serving import Serving, host_config, table_of
@@ -84,6 +85,7 @@ class Agent:
         self._sockets = SocketWatch()
         self._loop.register(self._sockets, selectors.EVENT_READ, self._scanned)
         self._probes = Probes()
+        self.health = Health(self.rule_command, lambda: self.machine.rule_states, self.tell)
         self.control = ControlServer(socket_path(config), Answers(self).answer)
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
         self._signals = Signals()
@@ -207,6 +209,20 @@ class Agent:
         else:
             self._watch(serving)
 
+    def _looked(self) -> None:
+        if not self.health.read() and self.serving is not None:
+            self._unwatch()
+            self.health.stop()
+            self._watch(self.serving)
+
+    def look_at_services(self) -> None:
+        """Begin anew with the health probes of a changed configuration."""
+        if self.serving is not None:
+            self._unwatch()
+            self.health.stop()
+            self.health.start(self.config.health_probes)
+            self._watch(self.serving)
+
     def _scanned(self) -> None:
         for scan in self._sockets.results():
             now_ms = boot_ms()
@@ -224,6 +240,7 @@ class Agent:
             self.serving, before, self.choice = serving, self.choice, choice
             if before is None or before.reason != choice.reason:
                 self.tell(LogEvent("data-plane", Severity.INFO, choice.text))
+            self.health.start(self.config.health_probes)
             self._watch(serving)
         code = secrets.randbits(32)
         self.step(CommandReceived(boot_ms(), Command.START, host_code=code, force=force))
@@ -264,6 +281,7 @@ class Agent:
         self.serving = None
         self._unwatch()
         self._probes.close()
+        self.health.stop()
         serving.stop()
         if self._restart:
             self._restart = False
@@ -279,6 +297,8 @@ class Agent:
             handlers[monitor.fileno()] = partial(self._changed_by_others, monitor)
         if (plane_end := serving.plane_fileno()) is not None:
             handlers[plane_end] = self._look_after
+        if (prober := self.health.fileno()) is not None:
+            handlers[prober] = self._looked
         for descriptor, handler in handlers.items():
             self._loop.register(descriptor, selectors.EVENT_READ, handler)
         self._watched = tuple(handlers)

@@ -245,6 +245,7 @@ class Answers:
             raise SoftnlbError(
                 "the host is stopped: its rules take no command", code=ReturnCode.STOPPED
             )
+        self._agent.health.operator_decided(slots)
         self._agent.rule_command(RULE_COMMANDS[verb], slots)
         return self._done(f"{verb}: {len(slots)} port rule{'s' if len(slots) != 1 else ''}")
 
@@ -288,6 +289,7 @@ class Answers:
             "load_weight": config.load_weights[slot] if user_rule else None,
             "handling_priority": config.handling_priorities[slot] if user_rule else None,
             "buckets": self._own_map(status, slot).bit_count(),
+            "service": self._agent.health.of(slot),
         }
 
     def _cluster_ip_addresses(self) -> tuple[IPAddress, ...]:

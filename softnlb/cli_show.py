@@ -118,7 +118,8 @@ def display(result: Result) -> None:
     rules = result.get("rules", [])
     if rules:
         _section("Port rules")
-        table(["rule", "state", "weight", "priority", "buckets"], map(_rule_row, rules))
+        names = ["rule", "state", "weight", "priority", "buckets", "service"]
+        table(names, map(_rule_row, rules))
     if result["events"]:
         _section("Events, the newest last")
         for event in result["events"]:
@@ -145,7 +146,7 @@ def _section(title: str) -> None:
 
 
 def _rule_row(rule: Result) -> list[object]:
-    names = ("rule", "state", "load_weight", "handling_priority", "buckets")
+    names = ("rule", "state", "load_weight", "handling_priority", "buckets", "service")
     return [rule.get(name) for name in names]
 
 
@@ -162,6 +163,8 @@ def queryport(result: Result) -> None:
         click.echo(f"handling priority {result['handling_priority']}")
     if result.get("buckets") is not None:
         click.echo(f"Buckets of this host: {result['buckets']} of 60")
+    if result.get("service") is not None:
+        click.echo(f"Service: {result['service']}")
     click.echo(f"Packets: {result['accepted']} accepted, {result['dropped']} dropped")
     if result.get("counters"):
         table(["reason", "packets"], sorted(result["counters"].items()))

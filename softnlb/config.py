@@ -21,6 +21,7 @@ from softnlb.errors import ReturnCode, UsageError
 
 if TYPE_CHECKING:
     from convergence.auth import Key
+    from softnlb.health import HealthProbe
 
 InitialState = Literal["started", "stopped", "suspended"]
 DataPlaneChoice = Literal["auto", "nfqueue", "ebpf"]
@@ -76,8 +77,8 @@ class ClusterConfig:
 
     ``cluster_ip_addresses``: the primary one first.  ``port_rules``: the user's rules without the
     default rule; ``load_weights`` (0..100) and ``handling_priorities`` (1..32) have one entry per
-    rule.  ``keys``: empty when heartbeats are not authenticated.  ``warnings``: sentences about
-    what is allowed and probably not meant.
+    rule.  ``health_probes``: of the rules that have one.  ``keys``: empty when heartbeats are not
+    authenticated.  ``warnings``: sentences about what is allowed and probably not meant.
     """
 
     path: Path
@@ -99,6 +100,7 @@ class ClusterConfig:
     attach: AttachChoice = "auto"
     keys: tuple[Key, ...] = ()
     remote_control_port: int | None = None
+    health_probes: tuple[HealthProbe, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -106,9 +108,9 @@ class ClusterConfig:
         """The rules in the order of the heartbeat's slots: the user's, the default rule last."""
         return (*self.port_rules, DEFAULT_RULE)
 
-    def but_for_load_weights(self) -> ClusterConfig:
-        """This configuration without its load weights, to see whether only they changed."""
-        return replace(self, load_weights=())
+    def but_for_what_can_change(self) -> ClusterConfig:
+        """This configuration without what a host in its cluster can change and stay in it."""
+        return replace(self, load_weights=(), health_probes=())
 
     @property
     def digest(self) -> bytes:

@@ -31,6 +31,7 @@ from softnlb.config_schema import (
     unknown_key,
 )
 from softnlb.errors import ReturnCode
+from softnlb.health_check import health_probes, read_probe
 
 if TYPE_CHECKING:
     from convergence.auth import Key
@@ -104,6 +105,8 @@ def _read_tables(raw: Values, complaints: list[Complaint]) -> tuple[Values, Valu
         good, bad = read_table(PortRuleTable, table, f"port_rule[{number}]")
         rules.append(good)
         complaints += bad
+        if good.get("health_probe") is not None:
+            complaints += read_probe(good, f"port_rule[{number}]")
     return values[0], values[1], rules
 
 
@@ -215,6 +218,7 @@ def _config(
         data_plane=host["data_plane"],
         attach=host["attach"],
         keys=keys,
+        health_probes=tuple(health_probes(rules, addresses[0].ip)),
         warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"])),
     )
 

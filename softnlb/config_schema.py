@@ -11,7 +11,15 @@ from functools import cache
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    TypeAdapter,
+    ValidationError,
+)
 
 from convergence.rules import PORT_RULES_MAX
 from softnlb.config import AttachChoice, DataPlaneChoice, InitialState
@@ -49,6 +57,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _http_path(text: str) -> str:
+    if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("not a path")
+    return text
+
+
 def _interface_name(text: str) -> str:
     if not 0 < len(text.encode()) < 16 or "/" in text or any(c.isspace() for c in text):
         raise ValueError("not an interface name")
@@ -58,6 +72,7 @@ def _interface_name(text: str) -> str:
 InterfaceAddress = Annotated[str, AfterValidator(_interface_address)]
 RuleAddress = Annotated[str, AfterValidator(_rule_address)]
 PortRange = Annotated[int | str, AfterValidator(_port_range)]
+HttpPath = Annotated[str, AfterValidator(_http_path)]
 InterfaceName = Annotated[str, AfterValidator(_interface_name)]
 Weight = Annotated[int, Field(ge=0, le=100)]
 
@@ -121,6 +136,32 @@ class HostTable(BaseModel):
     )
 
 
+class HealthProbeTable(BaseModel):
+    """health_probe = { ... } of a port rule: this host alone."""
+
+    model_config = TABLE
+
+    type: Literal["tcp", "http", "command"] = Field(description='"tcp", "http" or "command"')
+    port: int | None = Field(
+        default=None, ge=1, le=65535, description="a port from 1 to 65535 (default: the rule's)"
+    )
+    path: HttpPath = Field(default="/", description='what http asks for, as in "/healthz"')
+    command: list[str] = Field(
+        default_factory=list, description="a command as a list of words, exit status 0 means alive"
+    )
+    period_ms: int = Field(
+        default=1000, ge=100, le=3_600_000, description="a whole number from 100 to 3600000"
+    )
+    timeout_ms: int = Field(
+        default=500, ge=10, le=60_000, description="a whole number from 10 to 60000"
+    )
+    fall: int = Field(default=3, ge=1, le=100, description="a whole number from 1 to 100")
+    rise: int = Field(default=2, ge=1, le=100, description="a whole number from 1 to 100")
+    action: Literal["drain", "disable"] = Field(
+        default="drain", description='"drain" or "disable": what a dead service does to the rule'
+    )
+
+
 class PortRuleTable(BaseModel):
     """[[port_rule]]: the same on every host, but for load weight and handling priority."""
 
@@ -151,6 +192,10 @@ class PortRuleTable(BaseModel):
         ge=1,
         le=32,
         description="a whole number from 1 to 32, different on every host (default: the host id)",
+    )
+    # Its keys are read one by one as well, by read_probe.
+    health_probe: Annotated[HealthProbeTable | None, SkipValidation] = Field(
+        default=None, description='a table, as in { type = "tcp" }'
     )
 
 

@@ -23,12 +23,15 @@ def reload(agent: Agent) -> str:
     fresh = load_in_child(present.path)
     if fresh == present:
         return "nothing changed"
-    if fresh.but_for_load_weights() == present.but_for_load_weights():
+    if fresh.but_for_what_can_change() == present.but_for_what_can_change():
         for slot, weight in enumerate(fresh.load_weights):
             if weight != present.load_weights[slot]:
                 agent.rule_command(Command.SET_WEIGHT, (slot,), weight)
         agent.config = fresh
-        return "load weights changed"
+        if fresh.health_probes == present.health_probes:
+            return "load weights changed"
+        agent.look_at_services()
+        return "health probes changed"
     if socket_path(fresh) != socket_path(present) or fresh.interface != present.interface:
         raise SoftnlbError(
             "the cluster IP address, host id and interface of a running agent cannot change: "

@@ -384,7 +384,7 @@ def test_a_change_of_load_weight_alone_is_seen_as_such(write):
     first = load(write(MINIMAL + "[[port_rule]]\nload_weight = 50"))
     second = load(write(MINIMAL + "[[port_rule]]\nload_weight = 10"))
     assert first != second
-    assert first.but_for_load_weights() == second.but_for_load_weights()
+    assert first.but_for_what_can_change() == second.but_for_what_can_change()
 
 
 def test_the_json_schema_names_every_table():
