@@ -248,7 +248,7 @@ def open_port(name: str, as_json: bool, port: int) -> None:
 @lab.command()
 @click.argument("ports", nargs=-1)
 @click.option("-w", "--write", "path", default="-", help="pcapng file; - is standard output.")
-@click.option("--count", type=int, help="End after so many frames.")
+@click.option("--count", type=click.IntRange(1), help="End after so many frames.")
 @click.option("--seconds", type=float, help="End after so many seconds.")
 @verb
 def capture(
@@ -259,12 +259,14 @@ def capture(
     count: int | None,
     seconds: float | None,
 ) -> None:
-    """Capture frames at the switch.
+    """Capture frames, each with a comment: bucket, host, verdict, reason.
 
-    softnlb lab capture host1 host2 -w lab.pcapng
+    softnlb lab capture host1 client1:eth0 -w lab.pcapng
 
-    Without PORTS at all of them.  Each port is an interface of its own in the file.  The switch's
-    side of the cable shows every frame, also those that the host drops.
+    NODE is the switch's end of its cable, where every frame shows, also those that the host drops;
+    NODE:INTERFACE is the node's own side. Without PORTS all ports of the switch. Each is an
+    interface of its own in the file; what the switch learns, faults and the like stand between
+    the frames.
     For Wireshark: softnlb lab capture | wireshark -k -i -
     """
     from labs.capture import capture_to
@@ -273,11 +275,12 @@ def capture(
 
     if path == "-" and (as_json or sys.stdout.isatty()):
         raise UsageError("frames are no text: name a file with -w, or pipe them into a program")
-    frames = capture_to(LabHandle(name), list(ports), path, count, seconds)
+    captured = capture_to(LabHandle(name), list(ports), path, count, seconds)
     if as_json:
-        print_json({"file": path, "frames": frames})
+        print_json({"file": path, **captured._asdict()})
     else:
-        click.echo(f"{frames} frames", err=True)
+        lost = f", {captured.lost} lost" if captured.lost else ""
+        click.echo(f"{captured.frames} frames{lost}", err=True)
 
 
 class Runs(click.Group):

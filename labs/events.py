@@ -89,3 +89,28 @@ def labs_in(events: list[Event]) -> list[list[Event]]:
     for lab in labs:
         lab.sort(key=lambda event: float(event["at_s"]))
     return labs
+
+
+def sentence(event: Event) -> str:
+    """An event in words."""
+    kind = event["event"]
+    if kind == "fault":
+        words = " ".join([event["fault"], *event["arguments"]])
+        return f"fault {words}: {event['message']}"
+    if kind == "host":
+        members = " ".join(str(member) for member in event["members"])
+        return f"host {event['host_id']} says: {event['state']}, members {members}"
+    if kind == "silent":
+        return f"host {event['host_id']} has fallen silent"
+    if kind == "buckets":
+        count = int(event["map"], 16).bit_count()
+        return f"host {event['host_id']} accepts {count} buckets of rule {event['slot'] + 1}"
+    if kind == "agent":
+        return f"host {event['host_id']} logs: {event['text']}"
+    if kind == "fdb":
+        return f"FDB: {event['mac']} {event['change']} at {event['port'] or 'a port that is gone'}"
+    if kind == "mdb":
+        return f"MDB: {event['port']} {event['change']} group {event['group']}"
+    if kind == "cable":
+        return f"cable at {event['port']}: {'up' if event['up'] else 'down'}"
+    return str(event.get("text", kind))

@@ -13,24 +13,15 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from convergence.heartbeat import (
-    DRAINING,
-    ETHERTYPE,
-    JOINING,
-    LEAVING,
-    PHASE_MAX,
-    Heartbeat,
-    HeartbeatError,
-    Statement,
-    decode,
-)
+from convergence.heartbeat import ETHERTYPE, Heartbeat, HeartbeatError, Statement, decode
 from labs.events import EventLog
 from labs.frames import FrameTables
 from labs.tap import JUMP_EQUAL, LOAD_HALF, PACKET_TYPE, RETURN, Instruction, Tap
 from softnlb import netlink
 from softnlb.errors import SoftnlbError
+from softnlb.heartbeat_words import members_of, state_of
 
 LOOK_S = 1.0
 """Between two looks at counters, logs and clocks."""
@@ -59,22 +50,6 @@ def heartbeats_in() -> list[Instruction]:
         (RETURN, 0, 0, 0x4_0000),
         (RETURN, 0, 0, 0),
     ]
-
-
-def state_of(said: Statement) -> str:
-    """What a heartbeat says of its sender, in the words of ``softnlb query``."""
-    if said.flags & LEAVING:
-        return "leaving"
-    if said.flags & DRAINING:
-        return "draining"
-    if said.flags & JOINING:
-        return "joining"
-    return "converged" if said.phase == PHASE_MAX else "converging"
-
-
-def members_of(view: int) -> list[int]:
-    """Host ids in a view."""
-    return [bit + 1 for bit in range(view.bit_length()) if view >> bit & 1]
 
 
 class HeartbeatWatch:
@@ -129,10 +104,17 @@ def _appearance(said: Statement) -> tuple[object, ...]:
     return state_of(said), said.view, said.default_host_id
 
 
+class Sink(Protocol):
+    """Whatever takes events, as an ``EventLog`` does."""
+
+    def add(self, event: str, at_s: float | None = None, **facts: Any) -> None:
+        """Note an event."""
+
+
 class SwitchWatch:
     """Notes what the switch learns and forgets, and cables."""
 
-    def __init__(self, log: EventLog, ports: list[str]) -> None:
+    def __init__(self, log: Sink, ports: list[str]) -> None:
         self._log = log
         self.socket = netlink.monitor(netlink.ROUTE, RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_MDB)
         self.laid: list[str] = []
@@ -165,8 +147,8 @@ class SwitchWatch:
             return
         mac, port = found[NDA_LLADDR].hex("-").upper(), _name(index)
         if not new:
-            if self._learned.pop(mac, None) is not None:
-                self._log.add("fdb", port=port, mac=mac, change="forgotten")
+            self._learned.pop(mac, None)
+            self._log.add("fdb", port=port, mac=mac, change="forgotten")
         elif port and self._learned.get(mac) != port:
             change = "moved" if mac in self._learned else "learned"
             self._learned[mac] = port

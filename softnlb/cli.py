@@ -10,6 +10,7 @@ import click
 
 from softnlb import __version__
 from softnlb.cli_bench import bench
+from softnlb.cli_decode import decode
 from softnlb.cli_explain import explain
 from softnlb.cli_more import agent, cleanup, config, doctor, lab
 from softnlb.cli_verbs import VERBS
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, agent, config, explain, doctor, cleanup, bench, lab):
+for _command in (*VERBS, agent, config, decode, explain, doctor, cleanup, bench, lab):
     cli.add_command(_command)
 
 

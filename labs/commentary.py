@@ -1,0 +1,272 @@
+"""The comment on each captured frame: which bucket, which host, kept or dropped, and why.
+
+The verdicts are those of ``softnlb.filter.decide`` with the maps that each host announces in its
+heartbeats and the connections that were seen at the switch.  A host installs a map that releases
+buckets before it announces it, and one that takes buckets when it announces it, so for a frame in
+flight at that moment the comment may be some milliseconds off.
+"""
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Interface, ip_address
+from typing import TYPE_CHECKING
+
+from convergence.events import MapsChanged
+from convergence.heartbeat import (
+    DRAINING,
+    ETHERTYPE,
+    Foreign,
+    Heartbeat,
+    HeartbeatError,
+    address,
+    decode,
+)
+from convergence.rules import BUCKETS
+from softnlb.filter import Decision, FilterTable, Reason, Verdict, decide
+from softnlb.heartbeat_words import words
+from softnlb.packet import ARP, RST, TCP, UDP, Flow, parse
+from softnlb.serving import table_of
+
+if TYPE_CHECKING:
+    from softnlb.config import ClusterConfig
+
+FLOWS_MAX = 200_000
+ETHERNET_BYTES = 14
+SYN_ACK = 0x12
+_IPV4, _ARP = b"\x08\x00", b"\x08\x06"
+_HEARTBEAT = ETHERTYPE.to_bytes(2, "big")
+_FOR_EVER_MS = 1 << 62
+
+WHY = {
+    Reason.OWNER: "it owns the bucket",
+    Reason.SECOND_CHANCE: "its connection",
+    Reason.NOT_MINE: "not mine",
+    Reason.NO_SOCKET: "its bucket, no such connection",
+    Reason.STOPPED: "it is stopped, or has not been heard yet",
+    Reason.DRAINING: "it takes nothing new",
+    Reason.EVERY_HOST: "every host takes it",
+    Reason.ADDRESS_RESOLUTION: "every host hears it",
+}
+
+
+@dataclass(slots=True)
+class Known:
+    """A host as the wire shows it."""
+
+    table: FilterTable
+    heartbeat: Heartbeat | None = None
+
+
+@dataclass(slots=True)
+class Seen:
+    """A flow of a client: its bucket, who answered it, and the comments made so far."""
+
+    answered: set[int] = field(default_factory=set)
+    comments: dict[tuple[int, bool, int], str] = field(default_factory=dict)
+    generation: int = 0
+
+
+class Answered:
+    """The sockets of a host, as far as its answers show them."""
+
+    def __init__(self, connected: bool) -> None:
+        self._connected = connected
+
+    def tcp_state(self, flow: Flow) -> str | None:
+        return "ESTABLISHED" if self._connected else None
+
+    def acknowledges_syn_ack(self, flow: Flow) -> bool:
+        return self._connected
+
+    def conntracked(self, flow: Flow) -> bool:
+        return False
+
+    def udp_connected(self, flow: Flow) -> bool:
+        return False
+
+
+class Commentator:
+    """Comments on the frames of a lab.  Feed it every frame at every port, in order."""
+
+    def __init__(
+        self,
+        config: "ClusterConfig | None",
+        vip: str,
+        hosts: dict[int, str],
+        ports: list[int | None],
+    ) -> None:
+        """``hosts``: dedicated IP address by host id.  ``ports``: the host id behind each port
+        index, None where no host is.
+
+        Without a configuration (a lab without agents) only addresses are explained.
+        """
+        self._config = config
+        self._vip = IPv4Address(vip).packed
+        self._ports = ports
+        self._hosts: dict[int, Known] = {}
+        if config is not None:
+            for host_id, dedicated in hosts.items():
+                own = replace(
+                    config, host_id=host_id, dedicated_ip_address=IPv4Interface(dedicated)
+                )
+                self._hosts[host_id] = Known(table_of(own, None))
+        self._flows: dict[bytes, Seen] = {}
+        self._generation = 0
+        self._heartbeats: dict[bytes, str] = {}
+
+    def announced(self, host_id: int, maps: list[int], draining: bool) -> None:
+        """What a host announced before the capture began: the buckets that it accepts per slot."""
+        host = self._hosts.get(host_id)
+        if host is not None and host.heartbeat is None:
+            host.table = self._table(host_id, tuple(maps), draining)
+            self._generation += 1
+
+    def comment(self, port: int, to_switch: bool, data: bytes) -> str:
+        """The comment; "" for what is not the cluster's."""
+        kind = data[12:14]
+        if kind == _IPV4 and len(data) >= 34:
+            if data[30:34] == self._vip:
+                return self._to_cluster(port, to_switch, data)
+            if data[26:30] == self._vip:
+                return self._from_cluster(port, to_switch, data)
+            if data[23] == 2:
+                return f"IGMP: {_igmp(data)}"
+            return ""
+        if kind == _HEARTBEAT:
+            return self._heartbeat(data[ETHERNET_BYTES:])
+        if kind == _ARP and self._vip in (data[28:32], data[38:42]):
+            return self._arp(port, to_switch, data)
+        return ""
+
+    # ------------------------------------------------------------ what hosts say
+
+    def _heartbeat(self, payload: bytes) -> str:
+        known = self._heartbeats.get(payload)
+        if known is not None:
+            return known
+        host = self._hosts.get(payload[8]) if len(payload) > 8 else None
+        try:
+            heartbeat = decode(payload, host.heartbeat if host else None)
+        except HeartbeatError as error:
+            return f"no heartbeat: {error}"
+        if isinstance(heartbeat, Foreign):
+            return f"heartbeat of host {heartbeat.host_id} of NLB itself"
+        said, before = heartbeat.statement, host.heartbeat if host else None
+        if host is not None and address(said.cluster_ip_address).packed == self._vip:
+            host.heartbeat = heartbeat
+            if before is None or before.statement.current != said.current:
+                draining = bool(said.flags & DRAINING)
+                host.table = self._table(said.host_id, said.current, draining)
+                self._generation += 1
+        text = words(heartbeat)
+        if len(self._heartbeats) > 64:
+            self._heartbeats.clear()
+        self._heartbeats[payload] = text
+        return text
+
+    def _table(self, host_id: int, current: tuple[int, ...], draining: bool) -> FilterTable:
+        before = self._hosts[host_id].table
+        if self._config is None or len(current) != len(before.rules):
+            return before
+        maps = MapsChanged(current, (0,) * len(current), draining, _FOR_EVER_MS)
+        fresh = table_of(self._config, maps)
+        return replace(fresh, local_ip_addresses=before.local_ip_addresses)
+
+    # ------------------------------------------------------------ frames of clients
+
+    def _flow(self, key: bytes) -> Seen:
+        seen = self._flows.get(key)
+        if seen is None:
+            if len(self._flows) >= FLOWS_MAX:
+                self._flows.clear()
+            seen = self._flows[key] = Seen(generation=self._generation)
+        elif seen.generation != self._generation:
+            seen.comments.clear()
+            seen.generation = self._generation
+        return seen
+
+    def _to_cluster(self, port: int, to_switch: bool, data: bytes) -> str:
+        # Protocol, client address, client port, server port; options and fragments go the long way.
+        plain = data[14] == 0x45 and not (data[20] & 0x3F or data[21]) and data[23] in (TCP, UDP)
+        if not plain:
+            return self._explain(port, to_switch, data, Seen())
+        seen = self._flow(data[23:24] + data[26:30] + data[34:38])
+        flags = data[47] & 0x17 if data[23] == TCP and len(data) > 47 else 0
+        key = (port, to_switch, flags)
+        text = seen.comments.get(key)
+        if text is None:
+            text = seen.comments[key] = self._explain(port, to_switch, data, seen)
+        if flags & RST and seen.answered:
+            seen.answered.clear()
+            seen.comments.clear()
+        return text
+
+    def _from_cluster(self, port: int, to_switch: bool, data: bytes) -> str:
+        plain = data[14] == 0x45 and data[23] in (TCP, UDP)
+        host_id = self._ports[port]
+        if not plain:
+            return f"answer of host {host_id}" if to_switch and host_id else "answer of the cluster"
+        seen = self._flow(data[23:24] + data[30:34] + data[36:38] + data[34:36])
+        if to_switch and host_id and host_id not in seen.answered:
+            if data[23] == TCP and len(data) > 47 and data[47] & SYN_ACK == SYN_ACK:
+                seen.answered.clear()  # a new connection of the same address and port
+            seen.answered.add(host_id)
+            seen.comments.clear()
+        who = " and ".join(f"host {each}" for each in sorted(seen.answered)) or "the cluster"
+        text = f"answer of {who}"
+        return text if len(seen.answered) < 2 else f"{text}: ANSWERED TWICE"
+
+    def _explain(self, port: int, to_switch: bool, data: bytes, seen: Seen) -> str:
+        host_id = self._ports[port]
+        if not self._hosts:
+            return "to the cluster IP address"
+        flow = parse(data[ETHERNET_BYTES:], "", data[:6])
+        decisions = {each: self._decide(each, flow, seen) for each in sorted(self._hosts)}
+        some = next(iter(decisions.values()))
+        bucket = "" if some.bucket is None else f"bucket {some.bucket} of {BUCKETS}, "
+        takers = [each for each, made in decisions.items() if made.verdict is Verdict.KEEP]
+        whose = " and ".join(f"host {each}" for each in takers) or "nobody"
+        if to_switch:
+            return f"{bucket}for {whose}"
+        if host_id is None:
+            return f"{bucket}for {whose}: flooded here, wasted"
+        made = decisions[host_id]
+        reason = WHY.get(made.reason, str(made.reason))
+        if made.verdict is Verdict.KEEP:
+            return f"{bucket}host {host_id}: kept ({made.reason}: {reason})"
+        text = f"{bucket}host {host_id}: {reason}, dropped ({made.reason})"
+        return text if host_id in takers else f"{text}; {whose} keeps it"
+
+    def _decide(self, host_id: int, flow: Flow, seen: Seen) -> Decision:
+        table = self._hosts[host_id].table
+        here = flow._replace(interface=table.interface)
+        return decide(table, here, Answered(host_id in seen.answered), lambda: 0)
+
+    # ------------------------------------------------------------ address resolution
+
+    def _arp(self, port: int, to_switch: bool, data: bytes) -> str:
+        request = data[20:22] == b"\0\1"
+        host_id = self._ports[port]
+        if not request or data[28:32] == self._vip:
+            mac = data[22:28].hex("-").upper()
+            who = f"host {host_id}: " if to_switch and host_id else ""
+            return f"{who}the cluster IP address is at {mac}"
+        asker = ip_address(data[28:32])
+        if host_id is None or to_switch:
+            return f"{asker} asks for the cluster's MAC address"
+        table = self._hosts[host_id].table if host_id in self._hosts else None
+        if table is None:
+            return f"{asker} asks for the cluster's MAC address"
+        flow = Flow(table.interface, data[:6], 0, data[28:32], self._vip, ARP)
+        made = decide(table, flow, Answered(False), lambda: 0)
+        return f"{asker} asks for the cluster's MAC address: host {host_id} {made.verdict}s it"
+
+
+def _igmp(data: bytes) -> str:
+    at = ETHERNET_BYTES + (data[14] & 0x0F) * 4
+    kinds = {0x11: "query", 0x12: "report", 0x16: "report", 0x17: "leave", 0x22: "report"}
+    kind = kinds.get(data[at], "message") if len(data) > at else "message"
+    if len(data) >= at + 16 and data[at] == 0x22:
+        return f"{kind} for {ip_address(data[at + 12 : at + 16])}"
+    if len(data) >= at + 8 and any(data[at + 4 : at + 8]):
+        return f"{kind} for {ip_address(data[at + 4 : at + 8])}"
+    return f"general {kind}"
