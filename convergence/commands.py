@@ -1,5 +1,7 @@
 """What an operator may order: start, stop, drainstop, and the rules of this host."""
 
+from dataclasses import replace
+
 from convergence import conflicts, lease, orphans, phases, reporting
 from convergence.events import Command, CommandError, CommandReceived, Severity
 from convergence.rules import FilteringMode
@@ -27,6 +29,8 @@ def obey(state: State, event: CommandReceived) -> None:
         stop(state)
     elif command is Command.SET_WEIGHT:
         set_weight(state, event)
+    elif command is Command.SET_KEYRING:
+        set_keyring(state, event)
     else:
         set_rules(state, event)
 
@@ -182,6 +186,37 @@ def set_weight(state: State, event: CommandReceived) -> None:
         if state.config.rules[slot].filtering_mode is FilteringMode.MULTIPLE_HOSTS:
             state.load_weights[slot] = event.load_weight
     _own_weights_changed(state, "this host changed its weights")
+
+
+def set_keyring(state: State, event: CommandReceived) -> None:
+    """Sign with, and accept, other keys from now on; no member notices but by the key id.
+
+    Refused when this host and a member would then not believe each other: both would serve.
+    """
+    keyring = event.keyring
+    for peer in sorted(state.view.values(), key=lambda one: one.host_id):
+        said = peer.heartbeat
+        if not keyring.believes(said.key_id, state.config.keyring):
+            signs = f"signs with key {said.key_id}" if said.key_id else "does not sign"
+            raise CommandError(f"host {peer.host_id} {signs}, which these keys do not accept")
+        if not keyring.is_accepted_by(said.accepts):
+            key = keyring.signing_key
+            signed = f"heartbeats signed with this key {key.id}" if key else "unsigned heartbeats"
+            raise CommandError(f"host {peer.host_id} does not accept {signed} yet: reload it first")
+    state.config = replace(state.config, keyring=keyring)
+    signing = keyring.signing_key
+    accepted = [key.id for key in keyring.keys]
+    signs = f"signed with key {signing.id}" if signing else "unsigned"
+    others = ", ".join(str(one) for one in accepted) or "none"
+    text = f"Authentication: {keyring.authentication}, {signs}, accepted keys {others}."
+    state.log(
+        "keys-changed",
+        Severity.INFO,
+        text,
+        authentication=str(keyring.authentication),
+        signing_key_id=signing.id if signing else None,
+        accepted_key_ids=accepted,
+    )
 
 
 def set_rules(state: State, event: CommandReceived) -> None:

@@ -24,20 +24,20 @@ def colon_mac(mac: bytes) -> str:
 def bad_frame(state: State, event: FrameReceived, kind: str, text: str) -> None:
     """Count it, tell it once per source and minute, change nothing."""
     state.count(kind)
-    source = colon_mac(event.source_mac)
-    message = f"Bad heartbeat from {source}: {text}."
-    state.log_rarely(
-        f"bad-frame-{kind}", event.source_mac, Severity.WARNING, message, source_mac=source
-    )
+    name = f"bad-frame-{kind}"
+    if state.rarely.may_tell(name, event.source_mac, state.now_ms):
+        source = colon_mac(event.source_mac)
+        message = f"Bad heartbeat from {source}: {text}."
+        state.log(name, Severity.WARNING, message, source_mac=source)
 
 
 def strange(state: State, event: FrameReceived, kind: str, text: str) -> None:
     """A heartbeat for this cluster that can never be a member's; holds back a starting host."""
     state.count(kind)
-    source = colon_mac(event.source_mac)
-    state.log_rarely(
-        kind, event.source_mac, Severity.WARNING, f"{text}, from MAC {source}.", source_mac=source
-    )
+    if state.rarely.may_tell(kind, event.source_mac, state.now_ms):
+        source = colon_mac(event.source_mac)
+        message = f"{text}, from MAC {source}."
+        state.log(kind, Severity.WARNING, message, source_mac=source)
     holding = state.held_by.get(kind)
     if holding is None or state.now_ms - holding.last_ms >= state.death_ms:
         state.held_by[kind] = Holding(state.now_ms, state.now_ms)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from ipaddress import IPv4Address
 
+from convergence.auth import Keyring
+
 
 class CommandError(Exception):
     """The operator's fault: a command that makes no sense here.  Nothing was changed."""
@@ -46,6 +48,7 @@ class Command(Enum):
     DISABLE_RULE = "disable"
     DRAIN_RULE = "drain"
     SET_WEIGHT = "set-weight"
+    SET_KEYRING = "set-keyring"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +56,8 @@ class CommandReceived:
     """A command; a bad one raises ``CommandError`` and changes nothing.
 
     ``host_code``: a fresh random 32-bit number for START.  ``slots``: the rule slots of a rule
-    command.  ``load_weight`` 0..100 for SET_WEIGHT.  ``force``: START although unverifiable or
-    foreign heartbeats for this cluster were heard.
+    command.  ``load_weight`` 0..100 for SET_WEIGHT.  ``keyring`` for SET_KEYRING.  ``force``:
+    START although unverifiable or foreign heartbeats for this cluster were heard.
     """
 
     now_ms: int
@@ -63,6 +66,7 @@ class CommandReceived:
     slots: tuple[int, ...] = ()
     load_weight: int = 0
     force: bool = False
+    keyring: Keyring = Keyring()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +183,8 @@ class MemberStatus:
     age_ms: int
     load_weights: tuple[int, ...]
     current: tuple[int, ...]
+    key_id: int
+    """Of the key that signs its frames; 0: they are not signed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ CLUSTER_IP_OFFSET = 12
 MAGIC = b"sNLB"
 EXTENSION_VERSION = 1
 EXTENSION_OFFSET = 1364
+SEQUENCE_OFFSET = 1396
+KEY_ID_OFFSET = 1404
 MAC_OFFSET = 1480
 MAC_BYTES = 16
 
@@ -53,6 +55,7 @@ _HEAD_BYTES = _HEAD.size
 _TAIL_OFFSET = _HEAD_BYTES + 4
 _VARIES_OFFSET = _TAIL_OFFSET + _TAIL.size
 _PACKETS = struct.Struct("<I")
+_SIGNATURE = SIGNATURE.to_bytes(4, "little")
 _NO_MAC = bytes(MAC_BYTES)
 _ZERO4 = bytes(4)
 
@@ -115,9 +118,10 @@ class Heartbeat:
     part.  Low four bits: of the sequence number, so that a host knows which of its frames was
     heard, also from a report that was long on its way.  The tag at the sender's own place names
     another host that uses the sender's host id.
+    ``accepts``: which signatures the sender believes, see ``auth.Keyring``.
     """
 
-    __slots__ = ("ages", "key_id", "packets_handled", "sequence", "statement", "tags")
+    __slots__ = ("accepts", "ages", "key_id", "packets_handled", "sequence", "statement", "tags")
 
     def __init__(
         self,
@@ -127,6 +131,7 @@ class Heartbeat:
         tags: bytes,
         key_id: int = 0,
         packets_handled: int = 0,
+        accepts: int = 0,
     ) -> None:
         self.statement = statement
         self.sequence = sequence
@@ -134,6 +139,7 @@ class Heartbeat:
         self.tags = tags
         self.key_id = key_id
         self.packets_handled = packets_handled
+        self.accepts = accepts
 
 
 def code_tag(host_code: int, joining: bool = False) -> int:
@@ -220,20 +226,39 @@ def encode(heartbeat: Heartbeat) -> bytes:
             _PACKETS.pack(heartbeat.packets_handled & 0xFFFF_FFFF),
             statement.tail,
             _VARIES.pack(
-                heartbeat.sequence, heartbeat.key_id, 0, heartbeat.ages, heartbeat.tags, _ZERO4
+                heartbeat.sequence,
+                heartbeat.key_id,
+                heartbeat.accepts,
+                heartbeat.ages,
+                heartbeat.tags,
+                _ZERO4,
             ),
             _NO_MAC,
         )
     )
 
 
-def decode(payload: bytes, previous: Heartbeat | None = None) -> Heartbeat | Foreign:
-    """Bytes -> meaning.  Raises HeartbeatError and nothing else.
-
-    ``previous``: the sender's last heartbeat, if any; its statement is reused when equal.
+def screen(payload: bytes) -> bytes | Foreign:
+    """The cheap look that comes before the MAC: the cluster IP address, 4 bytes, of a frame that
+    has our shape.  Raises HeartbeatError and nothing else.
     """
     if len(payload) != FRAME_BYTES:
         raise HeartbeatError("length", f"{len(payload)} bytes instead of {FRAME_BYTES}")
+    if payload[:4] != _SIGNATURE:
+        raise HeartbeatError("signature", f"signature 0x{payload[3::-1].hex()}")
+    if payload[EXTENSION_OFFSET : EXTENSION_OFFSET + 4] != MAGIC:
+        (_, _, host_id, cluster, dedicated, *_) = _HEAD.unpack_from(payload)
+        if not 1 <= host_id <= HOST_ID_MAX:
+            raise HeartbeatError("host-id", f"host id {host_id} is not within 1..{HOST_ID_MAX}")
+        return Foreign(host_id, cluster, dedicated)
+    return payload[CLUSTER_IP_OFFSET : CLUSTER_IP_OFFSET + 4]
+
+
+def decode(payload: bytes, previous: Heartbeat | None = None) -> Heartbeat:
+    """What a frame that passed ``screen`` means.  Raises HeartbeatError and nothing else.
+
+    ``previous``: the sender's last heartbeat, if any; its statement is reused when equal.
+    """
     if (
         previous is not None
         and payload[_TAIL_OFFSET:_VARIES_OFFSET] == previous.statement.tail
@@ -241,27 +266,20 @@ def decode(payload: bytes, previous: Heartbeat | None = None) -> Heartbeat | For
     ):
         statement = previous.statement
     else:
-        decoded = _decode_statement(payload)
-        if isinstance(decoded, Foreign):
-            return decoded
-        statement = decoded
-    sequence, key_id, zero, ages, tags, zeros = _VARIES.unpack_from(payload, _VARIES_OFFSET)
-    if zero or zeros != _ZERO4:
+        statement = _decode_statement(payload)
+    sequence, key_id, accepts, ages, tags, zeros = _VARIES.unpack_from(payload, _VARIES_OFFSET)
+    if zeros != _ZERO4:
         raise HeartbeatError("reserved", "reserved bytes of the extension are not zero")
     (packets_handled,) = _PACKETS.unpack_from(payload, _HEAD_BYTES)
-    return Heartbeat(statement, sequence, ages, tags, key_id, packets_handled)
+    return Heartbeat(statement, sequence, ages, tags, key_id, packets_handled, accepts)
 
 
-def _decode_statement(payload: bytes) -> Statement | Foreign:
-    (signature, version, host_id, cluster, dedicated, own, default, _state, slots, code) = (
+def _decode_statement(payload: bytes) -> Statement:
+    (_signature, version, host_id, cluster, dedicated, own, default, _state, slots, code) = (
         _HEAD.unpack_from(payload)
     )
-    if signature != SIGNATURE:
-        raise HeartbeatError("signature", f"signature {signature:#010x}")
     if not 1 <= host_id <= HOST_ID_MAX:
         raise HeartbeatError("host-id", f"host id {host_id} is not within 1..{HOST_ID_MAX}")
-    if payload[EXTENSION_OFFSET : EXTENSION_OFFSET + 4] != MAGIC:
-        return Foreign(host_id, cluster, dedicated)
     if version != VERSION:
         raise HeartbeatError("version", f"NLB version {version:#06x}")
     if own != host_id - 1 or default >= HOST_ID_MAX:

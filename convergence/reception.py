@@ -1,41 +1,52 @@
-"""From bytes to a believed heartbeat: every check that comes before any state is touched."""
+"""From bytes to a believed heartbeat: every check that comes before any state is touched.
+
+Cheap checks first: shape and cluster, then the MAC, and only then what the frame says.
+"""
 
 from convergence import conflicts, membership
-from convergence.auth import verify
+from convergence.auth import Authentication, Verdict
 from convergence.events import FrameReceived
-from convergence.heartbeat import Foreign, Heartbeat, HeartbeatError, decode
+from convergence.heartbeat import (
+    KEY_ID_OFFSET,
+    Foreign,
+    Heartbeat,
+    HeartbeatError,
+    decode,
+    screen,
+)
 from convergence.state import State
 
 HOST_ID_OFFSET = 8
+
+_ACCEPTED = (Verdict.VERIFIED, Verdict.UNSIGNED)
 
 
 def receive(state: State, event: FrameReceived) -> None:
     """Sort a frame: malformed, foreign, another cluster's, unverifiable, mine, replayed, ... or
     a member's or would-be member's heartbeat, which alone goes on to ``membership.hear``."""
     payload = event.payload
-    previous = None
-    if len(payload) > HOST_ID_OFFSET:
-        peer = state.heard.primary.get(payload[HOST_ID_OFFSET])
-        if peer is not None:
-            previous = peer.heartbeat
     try:
-        frame = decode(payload, previous)
+        cluster_ip = screen(payload)
+        if isinstance(cluster_ip, Foreign):
+            if cluster_ip.cluster_ip_address == state.cluster_ip:
+                conflicts.strange(state, event, "foreign-host", "Foreign NLB host on this cluster")
+            return
+        if cluster_ip != state.cluster_ip:
+            state.count("other-cluster")
+            return
+        verdict = state.config.keyring.judge(payload)
+        if verdict not in _ACCEPTED:
+            _tell_unverifiable(state, event, verdict)
+            return
+        peer = state.heard.primary.get(payload[HOST_ID_OFFSET])
+        frame = decode(payload, peer.heartbeat if peer is not None else None)
     except HeartbeatError as error:
         conflicts.bad_frame(state, event, error.kind, str(error))
         return
-    if isinstance(frame, Foreign):
-        if frame.cluster_ip_address == state.cluster_ip:
-            conflicts.strange(state, event, "foreign-host", "Foreign NLB host on this cluster")
-        return
     said = frame.statement
-    if said.cluster_ip_address != state.cluster_ip:
-        state.count("other-cluster")
-        return
-    if not _is_authentic(state, event, frame):
-        return
     if said.host_id == state.config.host_id and said.host_code in state.own_codes:
         return
-    if not state.replay.is_fresh(said.host_id, said.host_code, frame.sequence):
+    if not _is_fresh(state, frame, verdict):
         conflicts.bad_frame(state, event, "replayed", "its sequence number was seen before")
         return
     received_ms = min(event.received_ms, state.now_ms)
@@ -49,20 +60,28 @@ def receive(state: State, event: FrameReceived) -> None:
         membership.hear(state, frame, received_ms, event.source_mac)
 
 
-def _is_authentic(state: State, event: FrameReceived, frame: Heartbeat) -> bool:
-    """The MAC is right under the key that the frame names; without a key, that it names none."""
-    config = state.config
-    if config.key is None:
-        if frame.key_id == 0:
-            return True
-        text = "Heartbeats for this cluster that I cannot verify (they name a key)"
-        conflicts.strange(state, event, "unverifiable", text)
-        return False
-    for key in (config.key, *config.old_keys):
-        if key.id == frame.key_id:
-            if verify(event.payload, key):
-                return True
-            break
-    text = "Heartbeats for this cluster that I cannot verify"
-    conflicts.strange(state, event, "unverifiable", text)
-    return False
+def _is_fresh(state: State, frame: Heartbeat, verdict: Verdict) -> bool:
+    said = frame.statement
+    return state.replay.is_fresh(
+        said.host_id,
+        said.host_code,
+        frame.sequence,
+        verified=verdict is Verdict.VERIFIED,
+        enforced=state.config.keyring.authentication is Authentication.ENFORCE,
+    )
+
+
+def _tell_unverifiable(state: State, event: FrameReceived, verdict: Verdict) -> None:
+    """Tell a wrong key from a missing one, here and there."""
+    named = int.from_bytes(event.payload[KEY_ID_OFFSET : KEY_ID_OFFSET + 4], "little")
+    if verdict is Verdict.KEY_MISSING:
+        why = "they are not signed"
+    elif verdict is Verdict.NO_KEY:
+        why = f"they are signed with key {named}, this host has no key"
+    elif verdict is Verdict.UNKNOWN_KEY:
+        ids = ", ".join(str(key.id) for key in state.config.keyring.keys)
+        why = f"they are signed with key {named}, this host has only key {ids}"
+    else:
+        why = f"key {named} of this host is another one, or they were altered"
+    text = f"Heartbeats for this cluster that I cannot verify: {why}"
+    conflicts.strange(state, event, verdict.value, text)

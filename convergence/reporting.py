@@ -78,8 +78,16 @@ def send(state: State) -> None:
             index = peer.index
             ages[index] = age_ms * AGE_UNITS // death_ms
             tags[index] = peer.tag | peer.heartbeat.sequence & SEQUENCE_TAG
-    key = state.config.key
-    heartbeat = Heartbeat(statement, state.sequence, bytes(ages), bytes(tags), key.id if key else 0)
+    keyring = state.config.keyring
+    key = keyring.signing_key
+    heartbeat = Heartbeat(
+        statement,
+        state.sequence,
+        bytes(ages),
+        bytes(tags),
+        key.id if key else 0,
+        accepts=keyring.accepts,
+    )
     payload = encode(heartbeat)
     state.outputs.append(SendFrame(sign(payload, key) if key else payload))
     lease.note_sent(state)
@@ -143,6 +151,7 @@ def next_deadline_ms(state: State) -> int:
 def status(state: State, now_ms: int) -> Status:
     """All that a query shows."""
     members: list[MemberStatus] = []
+    signing = state.config.keyring.signing_key
     if state.stage is not Stage.STOPPED:
         members.append(
             MemberStatus(
@@ -154,6 +163,7 @@ def status(state: State, now_ms: int) -> Status:
                 0,
                 state.weights(),
                 tuple(state.current),
+                signing.id if signing else 0,
             )
         )
     for peer in state.view.values():
@@ -168,6 +178,7 @@ def status(state: State, now_ms: int) -> Status:
                 now_ms - peer.received_ms,
                 said.weights,
                 said.current,
+                peer.heartbeat.key_id,
             )
         )
     members.sort(key=lambda member: member.host_id)

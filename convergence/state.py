@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from ipaddress import IPv4Address
 
-from convergence.auth import Key, ReplayGuard
+from convergence.auth import Keyring, ReplayGuard
 from convergence.events import Convergence, LogEvent, Output, Severity
 from convergence.heartbeat import (
     CODE_TAG,
@@ -24,6 +24,7 @@ from convergence.heartbeat import (
 )
 from convergence.peers import HeardHosts, Peer, identity
 from convergence.rules import DEFAULT_RULE, HOST_ID_MAX, FilteringMode, PortRule
+from convergence.telling import Rarely
 
 FOREVER = 1 << 62
 NEVER = -FOREVER
@@ -38,8 +39,6 @@ SETTLE_MS = 3000
 """Before a released bucket may be called idle, and a taken one may answer orphans."""
 
 HISTORY_MAX = 100
-LOG_EVERY_MS = 60_000
-LOG_KEYS_MAX = 256
 OWN_CODES_MAX = 64
 _CODE_SEED = struct.Struct("<IQ")
 
@@ -103,7 +102,7 @@ class HostConfig:
 
     ``rules``: the user's, without the default rule, which gets the last slot.  ``load_weights``
     (0..100) and ``handling_priorities`` (1..32): one per rule.  ``config_digest``: 8 bytes over
-    all that hosts must share.  ``old_keys``: still believed while keys are rotated.
+    all that hosts must share; the keyring is not part of that.
     """
 
     host_id: int
@@ -113,8 +112,7 @@ class HostConfig:
     load_weights: tuple[int, ...]
     handling_priorities: tuple[int, ...]
     config_digest: bytes
-    key: Key | None = None
-    old_keys: tuple[Key, ...] = ()
+    keyring: Keyring = Keyring()
     period_ms: int = 1000
     tolerance: int = 5
 
@@ -220,7 +218,7 @@ class State:
     installed: tuple[tuple[int, ...], tuple[int, ...], bool] | None = None
     installed_until_ms: int = 0
     counters: dict[str, int] = field(default_factory=dict)
-    logged: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    rarely: Rarely = field(default_factory=Rarely)
 
     def __post_init__(self) -> None:
         config = self.config
@@ -381,15 +379,8 @@ class State:
         self, name: str, source: bytes, severity: Severity, text: str, **fields: object
     ) -> None:
         """Tell the operator, once per name, source and minute."""
-        key = (name, source)
-        last = self.logged.get(key)
-        if last is not None and self.now_ms - last < LOG_EVERY_MS:
-            return
-        if len(self.logged) >= LOG_KEYS_MAX:
-            del self.logged[next(iter(self.logged))]
-        self.logged.pop(key, None)
-        self.logged[key] = self.now_ms
-        self.log(name, severity, text, **fields)
+        if self.rarely.may_tell(name, source, self.now_ms):
+            self.log(name, severity, text, **fields)
 
     def count(self, kind: str) -> None:
         """Count a frame that was not believed."""

@@ -8,11 +8,13 @@ import logging
 import os
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -164,7 +166,13 @@ class Agent:
     # ------------------------------------------------------------ what wakes the loop
 
     def _signalled(self) -> None:
-        self._signals.clear()
+        numbers = self._signals.clear()
+        if signal.SIGHUP in numbers and not self.suspended:
+            # The refusal is among the events: nobody waits for an answer.
+            with suppress(SoftnlbError):
+                self.reload()
+        if not numbers - {signal.SIGHUP}:
+            return
         if not self._running:
             # Asked twice: leave without the hand-over.
             self._end_serving()
@@ -172,7 +180,8 @@ class Agent:
         if self.serving is not None:
             self.stop()
 
-    def _frames(self) -> None:
+    def frames(self) -> None:
+        """Take the heartbeats that have come."""
         serving = self.serving
         if serving is None or serving.heartbeats is None:
             return
@@ -263,7 +272,14 @@ class Agent:
 
     def reload(self) -> str:
         """Read the configuration again; returns what was done about it."""
-        return reload(self)
+        try:
+            done = reload(self)
+        except SoftnlbError as error:
+            text = f"The configuration is not reloaded: {error}"
+            self.tell(LogEvent("reload-failed", Severity.ERROR, text))
+            raise
+        self.tell(LogEvent("reloaded", Severity.INFO, f"Configuration reloaded: {done}."))
+        return done
 
     def adopt(self, fresh: ClusterConfig) -> None:
         """Leave the cluster, when in it, and join again as the fresh configuration says."""
@@ -292,7 +308,7 @@ class Agent:
         """Wake for heartbeats, for changes that others make, for the end of the data plane."""
         handlers: dict[int, Callable[[], None]] = {}
         if serving.heartbeats is not None:
-            handlers[serving.heartbeats.fileno()] = self._frames
+            handlers[serving.heartbeats.fileno()] = self.frames
         for monitor in serving.monitors():
             handlers[monitor.fileno()] = partial(self._changed_by_others, monitor)
         if (plane_end := serving.plane_fileno()) is not None:

@@ -106,7 +106,8 @@ class Answers:
             "initial_state": config.initial_state,
             "retain_suspended": config.retain_suspended,
             **self._data_plane(),
-            "authentication": "hmac-sha256" if config.keys else "none",
+            "authentication": str(config.keyring.authentication),
+            "key_ids": [key.id for key in config.keyring.keys],
             "configuration_digest": config.digest.hex(),
             "configuration_file": str(config.path),
         }
@@ -128,6 +129,16 @@ class Answers:
         return {
             "params": self.do_params(arguments),
             "query": self.do_query(arguments),
+            "members": [
+                {
+                    "host_id": member.host_id,
+                    "dedicated_ip_address": str(member.dedicated_ip_address),
+                    "phase": member.phase,
+                    "draining": member.draining,
+                    "key_id": member.key_id,
+                }
+                for member in status.members
+            ],
             "rules": [
                 self._rule_state(status, slot)
                 for slot in range(len(self._agent.config.port_rules_with_default))

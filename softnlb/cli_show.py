@@ -115,6 +115,10 @@ def display(result: Result) -> None:
     """All about a host, in the order of nlb.exe: configuration, events, addresses, state."""
     click.echo(bold("Configuration"))
     params(result["params"])
+    members = result.get("members", [])
+    if members:
+        _section("Members")
+        table(["host", "dedicated IP address", "phase", "signs with"], map(_member_row, members))
     rules = result.get("rules", [])
     if rules:
         _section("Port rules")
@@ -143,6 +147,12 @@ def display(result: Result) -> None:
 
 def _section(title: str) -> None:
     click.echo(f"\n{bold(title)}")
+
+
+def _member_row(member: Result) -> list[object]:
+    phase = "draining" if member["draining"] else member["phase"]
+    key = f"key {member['key_id']}" if member["key_id"] else "no key"
+    return [member["host_id"], member["dedicated_ip_address"], phase, key]
 
 
 def _rule_row(rule: Result) -> list[object]:

@@ -10,17 +10,19 @@ import hashlib
 import json
 import os
 import pickle
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from convergence.auth import Keyring
 from convergence.rules import DEFAULT_RULE, FilteringMode, PortRule
 from modes.plan import Mode
 from softnlb.errors import ReturnCode, UsageError
 
 if TYPE_CHECKING:
-    from convergence.auth import Key
     from softnlb.health import HealthProbe
 
 InitialState = Literal["started", "stopped", "suspended"]
@@ -77,8 +79,8 @@ class ClusterConfig:
 
     ``cluster_ip_addresses``: the primary one first.  ``port_rules``: the user's rules without the
     default rule; ``load_weights`` (0..100) and ``handling_priorities`` (1..32) have one entry per
-    rule.  ``health_probes``: of the rules that have one.  ``keys``: empty when heartbeats are not
-    authenticated.  ``warnings``: sentences about what is allowed and probably not meant.
+    rule.  ``health_probes``: of the rules that have one.  ``keyring``: empty when heartbeats are
+    not authenticated.  ``warnings``: sentences about what is allowed and probably not meant.
     """
 
     path: Path
@@ -98,7 +100,7 @@ class ClusterConfig:
     retain_suspended: bool
     data_plane: DataPlaneChoice
     attach: AttachChoice = "auto"
-    keys: tuple[Key, ...] = ()
+    keyring: Keyring = Keyring()
     remote_control_port: int | None = None
     health_probes: tuple[HealthProbe, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -110,14 +112,23 @@ class ClusterConfig:
 
     def but_for_what_can_change(self) -> ClusterConfig:
         """This configuration without what a host in its cluster can change and stay in it."""
-        return replace(self, load_weights=(), health_probes=())
+        return replace(
+            self,
+            load_weights=(),
+            health_probes=(),
+            keyring=Keyring(),
+            initial_state="started",
+            retain_suspended=False,
+            warnings=(),
+        )
 
     @property
     def digest(self) -> bytes:
         """8 bytes that are equal on hosts whose shared parameters are equal.
 
         SHA-256, cut, of canonical JSON.  What differs between hosts by design is left out: host
-        id, interface, load weights, handling priorities.
+        id, interface, load weights, handling priorities.  So are the keys: they change on one host
+        after the other.
         """
         canonical = json.dumps(self._shared(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).digest()[:8]
@@ -159,10 +170,14 @@ def load(path: str | os.PathLike[str]) -> ClusterConfig:
     return build(Path(path), _read(Path(path)))
 
 
-def load_in_child(path: str | os.PathLike[str]) -> ClusterConfig:
+def load_in_child(
+    path: str | os.PathLike[str], wait: Callable[[int], bool] | None = None
+) -> ClusterConfig:
     """As ``load``, but in a forked child: the caller never holds pydantic in memory.
 
-    Safe beside threads that hold no lock which reading a file needs, such as the agent's scanner.
+    ``wait`` is given a descriptor that becomes readable with the answer, some tenths of a second
+    later; False: it took too long.  Safe beside threads that hold no lock which reading a file
+    needs, such as the agent's scanner.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -170,6 +185,8 @@ def load_in_child(path: str | os.PathLike[str]) -> ClusterConfig:
         os.close(read_end)
         _answer_and_exit(path, write_end)
     os.close(write_end)
+    if wait is not None and not wait(read_end):
+        os.kill(pid, signal.SIGKILL)
     with os.fdopen(read_end, "rb") as pipe:
         answer = pipe.read()
     os.waitpid(pid, 0)

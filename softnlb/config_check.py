@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from ipaddress import IPv4Interface
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convergence.auth import Authentication, Keyring
 from convergence.rules import (
     EQUAL_LOAD_WEIGHT,
     PORT_RULES_MAX,
@@ -32,9 +31,7 @@ from softnlb.config_schema import (
 )
 from softnlb.errors import ReturnCode
 from softnlb.health_check import health_probes, read_probe
-
-if TYPE_CHECKING:
-    from convergence.auth import Key
+from softnlb.key_file import read_keys
 
 TIMERS = {"nlb": (1000, 5), "fast": (100, 5)}
 PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "both": Protocol.BOTH}
@@ -57,11 +54,11 @@ def build(path: Path, raw: Values) -> ClusterConfig:
     cluster, host, rules = _read_tables(raw, complaints)
     complaints += _check_addresses(cluster, host)
     complaints += _check_rules(rules, cluster)
-    keys = _read_keys(path, cluster, complaints)
+    keyring = _read_keyring(path, cluster, complaints)
     if complaints:
         problems = (_problem(path, complaint) for complaint in complaints)
         raise ConfigError(tuple(sorted(problems, key=_place)))
-    return _config(path, cluster, host, rules, keys)
+    return _config(path, cluster, host, rules, keyring)
 
 
 def _problem(path: Path, complaint: Complaint) -> Problem:
@@ -122,8 +119,10 @@ def _check_addresses(cluster: Values, host: Values) -> Iterator[Complaint]:
     if dedicated and dedicated.ip in seen:
         expected = "an address of this host alone, not a cluster IP address"
         yield Complaint("host.dedicated_ip_address", shown(str(dedicated)), expected)
-    if "key_id" in cluster and cluster["key_id"] is not None and cluster.get("key_file") is None:
-        yield Complaint("cluster.key_id", shown(cluster["key_id"]), "a key_file beside it")
+    if cluster.get("authentication") and cluster.get("key_file", "") is None:
+        yield Complaint(
+            "cluster.authentication", shown(cluster["authentication"]), "a key_file beside it"
+        )
 
 
 def _cluster_ip_addresses(cluster: Values) -> list[IPv4Interface]:
@@ -160,41 +159,25 @@ def _overlap(one: Values, other: Values) -> bool:
     )
 
 
-def _read_keys(path: Path, cluster: Values, complaints: list[Complaint]) -> tuple[Key, ...]:
-    """The cluster key.  Complaints name the file, never what stands in it."""
+def _read_keyring(path: Path, cluster: Values, complaints: list[Complaint]) -> Keyring:
+    """The keys of the cluster.  Complaints name the file, never what stands in it."""
     name = cluster.get("key_file")
     if name is None:
-        return ()
-    from convergence.auth import Key
-
+        return Keyring()
     try:
-        return (Key(cluster.get("key_id") or 1, _secret(path.parent / name)),)
+        keys = read_keys(path.parent / name)
     except OSError as error:
         expected = f"a file that can be read ({(error.strerror or str(error)).lower()})"
     except ValueError as error:
         expected = str(error)
+    else:
+        return Keyring(keys, Authentication(cluster.get("authentication") or "enforce"))
     complaints.append(Complaint("cluster.key_file", shown(name), expected))
-    return ()
-
-
-def _secret(path: Path) -> bytes:
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if status.st_mode & 0o077 or not stat.S_ISREG(status.st_mode):
-            mode = stat.S_IMODE(status.st_mode)
-            raise ValueError(f"a file that only its owner may read (mode 600, it has {mode:o})")
-        text = file.read(4096)
-    try:
-        secret = bytes.fromhex(text.decode("ascii"))
-    except ValueError:
-        raise ValueError("hexadecimal digits in it, 32 to 64 bytes") from None
-    if not 32 <= len(secret) <= 64:
-        raise ValueError(f"32 to 64 bytes in hex in it, there are {len(secret)}")
-    return secret
+    return Keyring()
 
 
 def _config(
-    path: Path, cluster: Values, host: Values, rules: list[Values], keys: tuple[Key, ...]
+    path: Path, cluster: Values, host: Values, rules: list[Values], keyring: Keyring
 ) -> ClusterConfig:
     addresses = tuple(_cluster_ip_addresses(cluster))
     period_ms, tolerance = TIMERS[cluster["timers"]]
@@ -217,7 +200,7 @@ def _config(
         retain_suspended=host["retain_suspended"],
         data_plane=host["data_plane"],
         attach=host["attach"],
-        keys=keys,
+        keyring=keyring,
         health_probes=tuple(health_probes(rules, addresses[0].ip)),
         warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"])),
     )

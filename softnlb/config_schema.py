@@ -111,10 +111,11 @@ class ClusterTable(BaseModel):
     filter_icmp: bool = Field(default=False, description="true or false")
     key_file: str | None = Field(
         default=None,
-        description="the path of a file that only its owner may read, 32 to 64 bytes in hex",
+        description="the path of a file that only its owner may read, with a key per line",
     )
-    key_id: int | None = Field(
-        default=None, ge=1, le=0xFFFF_FFFF, description="a whole number from 1 to 0xFFFFFFFF"
+    authentication: Literal["receive-only", "permissive", "enforce"] | None = Field(
+        default=None,
+        description='"receive-only", "permissive" or "enforce": what the keys are used for',
     )
 
 

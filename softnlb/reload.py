@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import select
+from functools import partial
 from typing import TYPE_CHECKING
 
-from convergence.events import Command
+from convergence.events import Command, CommandError, CommandReceived, Tick
 from softnlb.config import load_in_child
 from softnlb.control import socket_path
 from softnlb.errors import SoftnlbError
 
 if TYPE_CHECKING:
     from softnlb.agent import Agent
+    from softnlb.config import ClusterConfig
+
+RELOAD_MS = 10_000
+"""Reading a configuration takes 0.3 s; a file system that hangs, for ever."""
 
 
 def reload(agent: Agent) -> str:
@@ -20,18 +26,11 @@ def reload(agent: Agent) -> str:
     changed.
     """
     present = agent.config
-    fresh = load_in_child(present.path)
+    fresh = load_in_child(present.path, partial(_serve_until, agent))
     if fresh == present:
         return "nothing changed"
     if fresh.but_for_what_can_change() == present.but_for_what_can_change():
-        for slot, weight in enumerate(fresh.load_weights):
-            if weight != present.load_weights[slot]:
-                agent.rule_command(Command.SET_WEIGHT, (slot,), weight)
-        agent.config = fresh
-        if fresh.health_probes == present.health_probes:
-            return "load weights changed"
-        agent.look_at_services()
-        return "health probes changed"
+        return _apply(agent, present, fresh)
     if socket_path(fresh) != socket_path(present) or fresh.interface != present.interface:
         raise SoftnlbError(
             "the cluster IP address, host id and interface of a running agent cannot change: "
@@ -39,3 +38,46 @@ def reload(agent: Agent) -> str:
         )
     agent.adopt(fresh)
     return "configuration changed, the host left and joins again"
+
+
+def _serve_until(agent: Agent, descriptor: int) -> bool:
+    """Heartbeats and deadlines only, until it is readable; False when that takes too long.
+
+    A host that is silent while it reads a file would be given up by the others.
+    """
+    give_up_ms = agent.now_ms() + RELOAD_MS
+    while (now_ms := agent.now_ms()) < give_up_ms:
+        waiting = select.poll()
+        waiting.register(descriptor)
+        heartbeats = agent.serving.heartbeats if agent.serving is not None else None
+        if heartbeats is not None:
+            waiting.register(heartbeats, select.POLLIN)
+        deadline_ms = min(agent.machine.next_deadline_ms(), give_up_ms)
+        ready = waiting.poll(max(0, deadline_ms - now_ms))
+        if any(number == descriptor for number, _ in ready):
+            return True
+        agent.frames()
+        if agent.now_ms() >= agent.machine.next_deadline_ms():
+            agent.step(Tick(agent.now_ms()))
+    return False
+
+
+def _apply(agent: Agent, present: ClusterConfig, fresh: ClusterConfig) -> str:
+    """What concerns this host alone, while it goes on serving."""
+    done = []
+    if fresh.keyring != present.keyring:
+        try:
+            agent.step(CommandReceived(agent.now_ms(), Command.SET_KEYRING, keyring=fresh.keyring))
+        except CommandError as error:
+            raise SoftnlbError(f"the keys stay as they are: {error}") from error
+        done.append("keys changed")
+    if fresh.load_weights != present.load_weights:
+        for slot, weight in enumerate(fresh.load_weights):
+            if weight != present.load_weights[slot]:
+                agent.rule_command(Command.SET_WEIGHT, (slot,), weight)
+        done.append("load weights changed")
+    agent.config = fresh
+    if fresh.health_probes != present.health_probes:
+        agent.look_at_services()
+        done.append("health probes changed")
+    return ", ".join(done) or "initial state changed"

@@ -156,5 +156,5 @@ def host_config(config: ClusterConfig) -> HostConfig:
         load_weights=config.load_weights,
         handling_priorities=config.handling_priorities,
         config_digest=config.digest,
-        key=config.keys[0] if config.keys else None,
+        keyring=config.keyring,
     )

@@ -219,15 +219,38 @@ def test_a_cluster_key_keeps_out_who_has_another_one(hosts: list[Host]) -> None:
     """convergence.md: a key here and another there never affects a running member."""
     for host, secret in zip(hosts, ("11" * 32, "11" * 32, "22" * 32), strict=True):
         key = host.directory / "cluster.key"
-        key.write_text(secret)
+        key.write_text(f"1 {secret}\n")
         key.chmod(0o600)
-        host.configure(cluster='key_file = "cluster.key"\nkey_id = 1')
+        host.configure(cluster='key_file = "cluster.key"')
     start_all(hosts[:2])
-    assert hosts[0].ask("params")["authentication"] == "hmac-sha256"
+    assert hosts[0].ask("params")["authentication"] == "enforce"
     hosts[2].start()
     wait_for(lambda: "cannot verify" in hosts[2].log(), timeout_s=10)
     assert hosts[2].ask("maps")["buckets"] == 0
     assert [host.ask("query")["members"] for host in hosts[:2]] == [[1, 2], [1, 2]]
+    wait_for(lambda: "key 1 of this host is another one" in hosts[0].log(), timeout_s=10)
+
+
+def test_a_signal_reloads_the_keys_and_a_key_file_that_others_may_read_changes_nothing(
+    hosts: list[Host],
+) -> None:
+    host = hosts[0]
+    key = host.directory / "cluster.key"
+    key.write_text(f"1 {'11' * 32}\n")
+    key.chmod(0o600)
+    host.configure(cluster='key_file = "cluster.key"')
+    start_all([host])
+    assert host.process is not None
+    key.write_text(f"2 {'22' * 32}\n1 {'11' * 32}\n")
+    host.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: host.ask("params")["key_ids"] == [2, 1], timeout_s=10)
+    key.write_text(f"3 {'33' * 32}\n")
+    key.chmod(0o640)
+    host.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "only its owner may read" in host.log(), timeout_s=10)
+    assert "33333333" not in host.log()
+    assert host.ask("params")["key_ids"] == [2, 1]
+    assert host.ask("query")["convergence_count"] == 1
 
 
 def test_an_address_that_something_else_configured_is_refused(hosts: list[Host]) -> None:

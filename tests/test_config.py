@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from convergence.auth import Authentication, Key, Keyring
 from convergence.rules import DEFAULT_RULE, Affinity, FilteringMode, PortRule, Protocol
 from modes.plan import Mode
 from softnlb.config import ConfigError, Problem, load, load_in_child
 from softnlb.config_schema import json_schema
+from softnlb.key_file import read_keys
 
 MINIMAL = """
 [cluster]
@@ -32,7 +34,7 @@ alive_message_tolerance = 7
 hash_seed = 0xC0FFEE
 filter_icmp = true
 key_file = "cluster.key"
-key_id = 9
+authentication = "permissive"
 [host]
 id = 1
 interface = "eth0"
@@ -54,6 +56,13 @@ handling_priority = 4
 [[port_rule]]
 ports = "443"
 filtering_mode = "disabled"
+"""
+
+
+KEYS = f"""
+# the new one signs
+9 {"ab" * 32}
+8 {"CD" * 64}  # the old one
 """
 
 
@@ -92,16 +101,17 @@ def test_defaults_are_nlbs(write):
     assert config.port_rules_with_default == (everything, DEFAULT_RULE)
     assert (config.load_weights, config.handling_priorities) == ((50,), (3,))
     assert (config.initial_state, config.retain_suspended) == ("started", False)
-    assert (config.data_plane, config.keys, config.warnings) == ("auto", (), ())
+    assert (config.data_plane, config.keyring, config.warnings) == ("auto", Keyring(), ())
 
 
 def test_every_key_arrives(write, tmp_path):
-    write_key(tmp_path / "cluster.key", "ab" * 32 + "\n")
+    write_key(tmp_path / "cluster.key", KEYS)
     config = load(write(FULL))
     assert config.mode == Mode.IGMP
     assert (config.alive_message_period_ms, config.alive_message_tolerance) == (100, 7)
     assert (config.hash_seed, config.filter_icmp) == (0xC0FFEE, True)
-    assert [(key.id, key.secret) for key in config.keys] == [(9, b"\xab" * 32)]
+    keys = (Key(9, b"\xab" * 32), Key(8, b"\xcd" * 64))
+    assert config.keyring == Keyring(keys, Authentication.PERMISSIVE)
     assert (config.initial_state, config.retain_suspended) == ("suspended", True)
     assert config.data_plane == "nfqueue"
     first, second, third = config.port_rules
@@ -115,7 +125,7 @@ def test_every_key_arrives(write, tmp_path):
 
 
 def test_the_child_brings_the_same_and_pydantic_stays_out(write, tmp_path):
-    write_key(tmp_path / "cluster.key", "ab" * 32)
+    write_key(tmp_path / "cluster.key", KEYS)
     path = write(FULL)
     assert load_in_child(path) == load(path)
     program = (
@@ -204,7 +214,8 @@ def test_all_errors_at_once_each_with_file_key_value_and_what_was_expected(write
         ("additional_ip_addresses", '["224.0.0.1/24"]'),
         ("additional_ip_addresses", '["10.1.0.100/24"]'),
         ("additional_ip_addresses", '["10.1.0.255/24"]'),
-        ("key_id", "1"),
+        ("authentication", '"none"'),
+        ("authentication", '"permissive"'),
     ],
 )
 def test_one_wrong_value_in_the_cluster_table(write, key, value):
@@ -289,10 +300,19 @@ def test_equal_load_counts_as_50_and_is_what_a_rule_has_by_itself(write):
 @pytest.mark.parametrize(
     ("text", "mode", "expected"),
     [
-        ("ab" * 32, 0o640, "mode 600"),
-        ("ab" * 31, 0o600, "32 to 64 bytes"),
-        ("ab" * 65, 0o600, "32 to 64 bytes"),
-        ("secret words", 0o600, "hexadecimal"),
+        ("1 " + "ab" * 32, 0o640, "mode 600"),
+        ("1 " + "ab" * 32, 0o604, "mode 600"),
+        ("1 " + "ab" * 31, 0o600, "32 to 64 bytes"),
+        ("1 " + "ab" * 65, 0o600, "32 to 64 bytes"),
+        ("1 " + "ab" * 32 + "\n2 secret", 0o600, "in line 2 an id"),
+        ("ab" * 32, 0o600, "an id and 32"),
+        ("-1 " + "ab" * 32, 0o600, "an id and 32"),
+        ("0 " + "ab" * 32, 0o600, "from 1 to 4294967295"),
+        ("4294967296 " + "ab" * 32, 0o600, "from 1 to 4294967295"),
+        ("9" * 5000 + " " + "ab" * 32, 0o600, "an id and 32"),
+        ("1 " + "ab" * 32 + "\n1 " + "cd" * 32, 0o600, "line 2 repeats 1"),
+        ("# no key at all\n\n", 0o600, "a key in it"),
+        ("#" * 70_000, 0o600, "at most 65536 bytes"),
         (None, 0, "no such file"),
     ],
 )
@@ -303,6 +323,18 @@ def test_a_key_file_that_will_not_do(write, tmp_path, text, mode, expected):
     assert problem.key == "cluster.key_file"
     assert expected in problem.expected
     assert text is None or text not in str(problem)  # the secret is never printed
+
+
+def test_a_key_file_of_somebody_else_or_no_file_at_all(tmp_path):
+    path = tmp_path / "cluster.key"
+    write_key(path, KEYS)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(ValueError, match="user id 65534 owns it"):
+        read_keys(path)
+    path.unlink()
+    os.mkfifo(path, 0o600)  # would keep a reader waiting
+    with pytest.raises(ValueError, match="regular file"):
+        read_keys(path)
 
 
 @pytest.mark.parametrize(
@@ -350,13 +382,14 @@ OWN_CHANGES = [
     ("load_weight = 0", "load_weight = 7"),
     ("handling_priority = 4", "handling_priority = 5"),
     ('ports = "443"', 'ports = "443"\naffinity = "none"'),  # means nothing on a disabled rule
-    ("key_id = 9", "key_id = 8"),
+    ("permissive", "enforce"),
+    ('key_file = "cluster.key"\nauthentication = "permissive"\n', ""),
 ]
 
 
 @pytest.mark.parametrize(("old", "new"), SHARED_CHANGES + OWN_CHANGES)
 def test_the_digest_covers_what_hosts_share_and_nothing_else(write, tmp_path, old, new):
-    write_key(tmp_path / "cluster.key", "ab" * 32)
+    write_key(tmp_path / "cluster.key", KEYS)
     before = load(write(FULL)).digest
     assert old in FULL
     after = load(write(FULL.replace(old, new))).digest

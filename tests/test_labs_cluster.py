@@ -27,6 +27,7 @@ from labs.runs import (
     flooding,
     flush,
     forwarding,
+    keys,
     pause,
     timing,
 )
@@ -267,3 +268,14 @@ def test_bulk_measures_pairs_and_says_how_sure_it_is():
 def test_timing_measures_the_commands_themselves():
     (result,) = timing.measure((2,))
     assert 0 < result["down_s"] < result["up_s"] < 30
+
+
+def test_keys_change_without_a_convergence():
+    """From no key to enforce, and to another key: each reload on one host after the other."""
+    with running("keys", hosts=2) as handle:
+        result = keys.measure(handle, hold=20, back=False)
+    assert [step["signed_with"] for step in result["steps"]] == [0, 1, 1, 1, 2, 2]
+    assert result["convergences"] == result["not_believed"] == 0
+    assert result["broken"] == result["new_connections_failed"] == 0
+    assert result["answered_by_two_hosts"] == 0
+    assert result["long_connections"] == 20

@@ -102,10 +102,11 @@ def test_every_option_of_a_file_is_nlbs_or_known_to_be_ours() -> None:
     ours = {
         "cluster.hash_seed",
         "cluster.key_file",
-        "cluster.key_id",
+        "cluster.authentication",
         "host.interface",
         "host.data_plane",
         "host.attach",
+        "port_rule.health_probe",
     }
     named = {text for row in ROWS for text in code(row.softnlb) + code(row.remarks)}
     keys = {f"{table}.{key}" for table, model in OPTIONS.items() for key in model.model_fields}

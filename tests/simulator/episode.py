@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from convergence.auth import Key
+from convergence.auth import Authentication, Key, Keyring
 from convergence.events import Command
 from tests.simulator.checkers import (
     FailClosed,
@@ -17,7 +17,7 @@ from tests.simulator.checkers import (
 from tests.simulator.faults import NETWORK, PERIOD_MS, PERIODS, Fault, Options, options
 from tests.simulator.world import World
 
-KEY = Key(7, b"0123456789abcdef0123456789abcdef")
+KEYRING = Keyring((Key(7, b"0123456789abcdef0123456789abcdef"),), Authentication.ENFORCE)
 CALM_KINDS = ("start", "stop", "drain", "drained", "weight")
 
 
@@ -44,7 +44,7 @@ class Episode:
     def __init__(self, seed: int, plan: Options) -> None:
         self.plan = plan
         self.world = world = World(seed, plan.weather)
-        world.key = KEY if plan.keyed else None
+        world.keyring = KEYRING if plan.keyed else Keyring()
         world.extra_ticks = plan.extra_ticks
         period_ms, tolerance = PERIOD_MS, plan.tolerance
         self.death_ms = period_ms * tolerance

@@ -11,6 +11,8 @@ A file is blocks divided by blank lines.  Lines that begin with ``#`` explain.  
     counters H                       frames that this host did not believe
     orphans H                        buckets of this host that may answer lost connections
     stop H | drainstop H | drained H | weight H W [RULE] | enable|disable|drain H RULE
+    keys 1-3 KEYS                    from now on, like key=KEYS of hosts: SECRET, enforce:SECRET,
+                                     permissive:2:NEW,1:OLD (the first one signs), none
     scan H                           a socket scan that found every bucket idle
     crash H | poweroff H | pause H MS
     mute H | deaf H | pair A B | one-way A B | partition H,H | heal
@@ -20,8 +22,16 @@ A file is blocks divided by blank lines.  Lines that begin with ``#`` explain.  
 from collections.abc import Callable
 from pathlib import Path
 
-from convergence.auth import Key, sign
-from convergence.events import Command, IdleScanned, LogEvent, MapsChanged, Output, SendFrame
+from convergence.auth import Authentication, Key, Keyring, sign
+from convergence.events import (
+    Command,
+    CommandError,
+    IdleScanned,
+    LogEvent,
+    MapsChanged,
+    Output,
+    SendFrame,
+)
 from convergence.heartbeat import EXTENSION_OFFSET, FRAME_BYTES
 from convergence.rules import ALL_BUCKETS
 from tests.simulator.checkers import FailClosed, OneOwner
@@ -51,6 +61,20 @@ def buckets(bits: int) -> str:
             ranges.append(str(first) if first == bucket else f"{first}-{bucket}")
         bucket += 1
     return ",".join(ranges) or "none"
+
+
+def keyring(text: str) -> Keyring:
+    """ "secret", "2:new,1:old" or "permissive:secret": step, key ids and secrets, first signs."""
+    if text == "none":
+        return Keyring()
+    step, colon, names = text.partition(":")
+    if not colon or step.isdigit():
+        step, names = "enforce", text
+    keys = []
+    for number, name in enumerate(names.split(","), 1):
+        key_id, _, secret = name.rpartition(":")
+        keys.append(Key(int(key_id or number), secret.encode().ljust(32, b".")))
+    return Keyring(tuple(keys), Authentication(step))
 
 
 class Scenario:
@@ -103,7 +127,7 @@ class Scenario:
             elif field == "digest":
                 changes["config_digest"] = value.encode().ljust(8)[:8]
             elif field == "key":
-                changes["key"] = Key(1, value.encode().ljust(32, b"."))
+                changes["keyring"] = keyring(value)
             elif field == "weights":
                 changes["load_weights"] = tuple(int(one) for one in value.split("/"))
             elif field == "priorities":
@@ -187,6 +211,13 @@ class Scenario:
 
     def do_replay(self, name: str) -> None:
         self._inject(int(name), self.frames[int(name)])
+
+    def do_keys(self, names: str, text: str) -> None:
+        for name in numbers(names):
+            try:
+                self.world.command(name, Command.SET_KEYRING, keyring=keyring(text))
+            except CommandError as error:
+                self.lines.append(f"{self.world.now_ms:6} host{name}: refused: {error}")
 
     def do_garble(self, name: str) -> None:
         payload = bytearray(self.frames[int(name)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
-from convergence.auth import Key
+from convergence.auth import Keyring
 from convergence.events import (
     Command,
     CommandReceived,
@@ -91,7 +91,7 @@ class World:
         self.hosts: dict[int, Host] = {}
         self.observers: list[Callable[[World, Host, tuple[Output, ...]], None]] = []
         self.recorded: list[tuple[int, bytes]] = []
-        self.key: Key | None = None
+        self.keyring = Keyring()
         self.extra_ticks = 0.0
         self._tick_random = random.Random(f"ticks {seed}")
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -127,7 +127,7 @@ class World:
             "load_weights": (50,) * len(RULES),
             "handling_priorities": (name,) * len(RULES),
             "config_digest": b"12345678",
-            "key": self.key,
+            "keyring": self.keyring,
             "period_ms": 100,
         }
         fields.update(changes)
