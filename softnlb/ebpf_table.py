@@ -66,9 +66,9 @@ class State(ctypes.Structure):
     """struct state."""
 
     _fields_ = (
-        ("tables", Table * 2),
         ("active", ctypes.c_uint32),
         ("translates", ctypes.c_uint32),
+        ("tables", Table * 2),
     )
 
 

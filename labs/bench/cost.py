@@ -124,7 +124,7 @@ def _frames() -> list[tuple[str, FilterTable, bytes, Reason]]:
         ("foreign datagram dropped", none, _udp(50_000, last), Reason.NOT_MINE),
         ("owner's datagram kept", mine, _udp(50_000, last), Reason.OWNER),
         ("echo kept", none, _ip(ICMP, bytes((8, 0, 0, 0, 0, 0, 0, 0))), Reason.EVERY_HOST),
-        ("not for the cluster", none, _ip(TCP, bytes(40), HOST), Reason.NOT_CLUSTER),
+        ("not for the cluster", none, _tcp(SYN, 50_000, last, HOST), Reason.NOT_CLUSTER),
     ]
 
 
@@ -145,8 +145,9 @@ def _ip(protocol: int, payload: bytes, destination: IPv4Address = VIPS[-1]) -> b
     return CLUSTER_MAC + MAC + b"\x08\x00" + head + payload
 
 
-def _tcp(flags: int, source_port: int, port: int) -> bytes:
-    return _ip(TCP, struct.pack("!HHIIBBHI", source_port, port, 1, 1, 0x50, flags, 65535, 0))
+def _tcp(flags: int, source_port: int, port: int, destination: IPv4Address = VIPS[-1]) -> bytes:
+    segment = struct.pack("!HHIIBBHI", source_port, port, 1, 1, 0x50, flags, 65535, 0)
+    return _ip(TCP, segment, destination)
 
 
 def _udp(source_port: int, port: int) -> bytes:

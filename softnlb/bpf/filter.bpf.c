@@ -12,14 +12,12 @@
  * MULTICAST and the stack takes none, so that nothing is kept when somebody removes the program.
  */
 #include "filter.h"
-#include "hash.h"
 #include "packet.h"
 #include "sockets.h"
+#include "table.h"
 
 #include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
-
-struct state state;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -28,10 +26,8 @@ struct {
 	__type(value, struct counters);
 } packets SEC(".maps");
 
-static __always_inline const struct table *obeyed(void)
-{
-	return &state.tables[*(volatile __u32 *)&state.active & 1];
-}
+/* Read anew at every use: a copy that the compiler keeps as a number is no pointer any more. */
+#define POINTER(field) ((void *)(long)*(volatile __u32 *)&(field))
 
 enum verdict {
 	KEEP,
@@ -53,43 +49,17 @@ static __always_inline void conclude(struct decision *d, enum verdict verdict, e
 	d->reason = reason;
 }
 
-static __always_inline __u32 slot_of(const struct table *table, const struct cluster_ip_address *ip,
-				     const struct packet *p)
+/* A decision in a register, which is all that a function of its own can return. */
+static __always_inline __u64 pack(const struct decision *d)
 {
-	__u32 port = bpf_ntohs(p->destination_port);
-	__u32 ports, page;
-
-	if (p->protocol == IPPROTO_TCP)
-		ports = ip->tcp_ports;
-	else if (p->protocol == IPPROTO_UDP)
-		ports = ip->udp_ports;
-	else
-		return table->default_slot;
-	if (ports >= PORT_TABLES_MAX)
-		return table->default_slot;
-	page = table->port_pages[ports][port >> 8];
-	if (page >= PORT_PAGES_MAX)
-		return table->default_slot;
-	return table->page_slots[page][port & 0xff];
+	return (__u64)(d->slot + 1) << 16 | d->reason << 8 | d->verdict;
 }
 
-static __always_inline __u32 bucket_of_client(const struct table *table, const struct rule *rule,
-					      const struct packet *p)
+static __always_inline void unpack(struct decision *d, __u64 packed)
 {
-	__u32 hash = table->hash_seed;
-
-	if (rule->affinity == AFFINITY_NETWORK)
-		return bucket_of(murmur3_finish(
-			murmur3_block(hash, p->source & bpf_htonl(0xffffff00)), 4));
-	hash = murmur3_block(hash, p->source);
-	if (rule->affinity == AFFINITY_SINGLE)
-		return bucket_of(murmur3_finish(hash, 4));
-	return bucket_of(murmur3_finish(hash ^ murmur3_scramble(p->source_port), 6));
-}
-
-static __always_inline int lease_is_over(const struct table *table)
-{
-	return bpf_ktime_get_boot_ns() >= *(volatile __u64 *)&table->valid_until_ns;
+	d->slot = (__s32)(packed >> 16) - 1;
+	d->reason = packed >> 8 & 0xff;
+	d->verdict = packed & 0xff;
 }
 
 static __always_inline void decide_owner(const struct table *table, const struct rule *rule,
@@ -168,31 +138,46 @@ static __always_inline void decide_segment(void *ctx, void *end, enum hook hook,
 	conclude(d, DROP, rule->current >> bucket & 1 ? NO_SOCKET : NOT_MINE);
 }
 
-/* Of an address in network order the sum of its last two bytes: neighbours do not collide. */
-static __always_inline __u32 place_of(__be32 address)
+/* What the sockets of this host have a say in: segments of TCP and datagrams of UDP. */
+static __always_inline __u64 ask_sockets(void *ctx, void *end, enum hook hook,
+					 const struct table *table, __u32 slot,
+					const struct packet *p)
 {
-	const __u8 *bytes = (const __u8 *)&address;
+	struct decision d;
 
-	return bytes[2] + bytes[3];
+	if (slot >= SLOTS_MAX)
+		slot = 0;
+	d.slot = slot;
+	if (p->protocol == IPPROTO_TCP)
+		decide_segment(ctx, end, hook, table, &table->rules[slot], p, &d);
+	else if (udp_connected(ctx, p))
+		conclude(&d, KEEP, SECOND_CHANCE);
+	else
+		decide_owner(table, &table->rules[slot], p, &d);
+	return pack(&d);
 }
 
-static __always_inline const struct cluster_ip_address *find_cluster_ip(const struct table *table,
-									__be32 address)
+/* Functions of their own, so that the rest needs few registers. */
+static __noinline __u64 by_sockets_tc(struct __sk_buff *skb, const struct table *table, __u32 slot,
+				      const struct packet *p)
 {
-	__u32 first = place_of(address), i;
-
-	for (i = 0; i <= CLUSTER_IP_ADDRESSES_MAX; i++) {
-		const struct cluster_ip_address *ip = &table->cluster[(first + i) % PLACES];
-
-		if (!ip->address)
-			return 0;
-		if (ip->address == address)
-			return ip;
-	}
-	return 0;
+	return ask_sockets(skb, POINTER(skb->data_end), HOOK_TC, table, slot, p);
 }
 
-static __always_inline void decide(void *ctx, void *end, enum hook hook, enum kind kind,
+static __noinline __u64 by_sockets_xdp(struct xdp_md *ctx, const struct table *table, __u32 slot,
+				       const struct packet *p)
+{
+	return ask_sockets(ctx, POINTER(ctx->data_end), HOOK_XDP, table, slot, p);
+}
+
+static __always_inline __u64 by_sockets(void *ctx, enum hook hook, const struct table *table,
+					__u32 slot, const struct packet *p)
+{
+	return hook == HOOK_TC ? by_sockets_tc(ctx, table, slot, p)
+			       : by_sockets_xdp(ctx, table, slot, p);
+}
+
+static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 				   const struct table *table, const struct packet *p,
 				   struct decision *d)
 {
@@ -237,10 +222,8 @@ static __always_inline void decide(void *ctx, void *end, enum hook hook, enum ki
 	rule = &table->rules[slot];
 	if (rule->disabled)
 		return conclude(d, DROP, DISABLED);
-	if (p->protocol == IPPROTO_TCP && (p->flags & FLAGS_OPENING) != FLAG_SYN)
-		return decide_segment(ctx, end, hook, table, rule, p, d);
-	if (p->protocol == IPPROTO_UDP && udp_connected(ctx, p))
-		return conclude(d, KEEP, SECOND_CHANCE);
+	if (!opens(p) && (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP))
+		return unpack(d, by_sockets(ctx, hook, table, slot, p));
 	decide_owner(table, rule, p, d);
 }
 
@@ -266,9 +249,6 @@ static __always_inline int to_cluster_mac(const struct table *table, void *data,
 
 #define HEADERS_BYTES_MAX (ETH_HLEN + VLAN_TAGS_MAX * 4 + 60 + 20)
 
-/* Read anew at every use: a copy that the compiler keeps as a number is no pointer any more. */
-#define POINTER(field) ((void *)(long)*(volatile __u32 *)&(field))
-
 /* The headers may lie in pages behind the part of the frame that can be read. */
 static __always_inline void pull_headers(struct __sk_buff *skb)
 {
@@ -282,10 +262,14 @@ static __always_inline void pull_headers(struct __sk_buff *skb)
 		bpf_skb_pull_data(skb, bytes);
 }
 
-SEC("tc")
-int softnlb_tc(struct __sk_buff *skb)
+/* The driver or the stack has taken the tag out of the frame. */
+static __always_inline int tagged(struct __sk_buff *skb)
 {
-	const struct table *table = obeyed();
+	return skb->vlan_tci & VLAN_ID_MASK;
+}
+
+static __noinline __u64 decide_any_tc(struct __sk_buff *skb, const struct table *table)
+{
 	void *data, *end;
 	struct decision d;
 	struct packet p;
@@ -295,10 +279,108 @@ int softnlb_tc(struct __sk_buff *skb)
 	data = POINTER(skb->data);
 	end = POINTER(skb->data_end);
 	kind = parse_frame(data, end, skb->len, skb, &p);
-	/* The driver or the stack has taken the tag out of the frame. */
-	if (skb->vlan_tci & VLAN_ID_MASK)
+	if (tagged(skb))
 		kind = KIND_TAGGED;
-	decide(skb, end, HOOK_TC, kind, table, &p, &d);
+	decide(skb, HOOK_TC, kind, table, &p, &d);
+	return pack(&d);
+}
+
+static __noinline __u64 decide_any_xdp(struct xdp_md *ctx, const struct table *table)
+{
+	void *data = POINTER(ctx->data), *end = POINTER(ctx->data_end);
+	struct decision d;
+	struct packet p;
+	enum kind kind;
+
+	kind = parse_frame(data, end, end - data, 0, &p);
+	decide(ctx, HOOK_XDP, kind, table, &p, &d);
+	return pack(&d);
+}
+
+/* The slot of a plain packet where nothing stands in the way of its rule, else NO_SLOT. */
+static __always_inline __s32 slot_of_plain(const struct table *table, const struct packet *p)
+{
+	const struct cluster_ip_address *ip = first_place(table, p);
+	__u32 slot;
+
+	if (!ip->address || ip->address != p->destination || !table->started)
+		return NO_SLOT;
+	slot = slot_of(table, ip, p);
+	if (slot >= SLOTS_MAX || table->rules[slot].disabled)
+		return NO_SLOT;
+	return slot;
+}
+
+/* Most packets are segments and datagrams in the plainest form, for this cluster or not at all: the
+ * same steps as in decide(), but nothing that these do not need.  0: decide() has to. */
+static __always_inline int decide_plain(void *ctx, void *data, void *end, enum hook hook,
+					const struct table *table, __u64 *decision)
+{
+	struct decision d = { .verdict = UNTOUCHED, .reason = NOT_CLUSTER, .slot = NO_SLOT };
+	struct packet p;
+	__s32 slot;
+
+	if (!parse_plain_tcp(data, end, &p) && !parse_plain_udp(data, end, &p))
+		return 0;
+	if (!first_place(table, &p)->address) {
+		*decision = pack(&d);
+		return 1;
+	}
+	if (p.protocol == IPPROTO_UDP &&
+	    bpf_ntohs(p.destination_port) == table->remote_control_port)
+		return 0;
+	slot = slot_of_plain(table, &p);
+	if (slot == NO_SLOT || opens(&p))
+		return 0;
+	*decision = by_sockets(ctx, hook, table, slot, &p);
+	return 1;
+}
+
+/* The packet that a host sees most of what is not for it, and that a flood consists of: the client
+ * of another host opens a connection.  0: the rest has to decide. */
+static __always_inline int decide_opening(void *data, void *end, const struct table *table,
+					  struct decision *d)
+{
+	struct packet p;
+
+	if (!parse_plain_tcp(data, end, &p) || !opens(&p))
+		return 0;
+	d->slot = slot_of_plain(table, &p);
+	if (d->slot == NO_SLOT)
+		return 0;
+	decide_owner(table, &table->rules[d->slot], &p, d);
+	return 1;
+}
+
+static __noinline __u64 decide_rest_tc(struct __sk_buff *skb, const struct table *table)
+{
+	void *data = POINTER(skb->data), *end = POINTER(skb->data_end);
+	__u64 decision;
+
+	if (!tagged(skb) && decide_plain(skb, data, end, HOOK_TC, table, &decision))
+		return decision;
+	return decide_any_tc(skb, table);
+}
+
+static __noinline __u64 decide_rest_xdp(struct xdp_md *ctx, const struct table *table)
+{
+	void *data = POINTER(ctx->data), *end = POINTER(ctx->data_end);
+	__u64 decision;
+
+	if (decide_plain(ctx, data, end, HOOK_XDP, table, &decision))
+		return decision;
+	return decide_any_xdp(ctx, table);
+}
+
+SEC("tc")
+int softnlb_tc(struct __sk_buff *skb)
+{
+	const struct table *table = obeyed();
+	void *data = POINTER(skb->data), *end = POINTER(skb->data_end);
+	struct decision d;
+
+	if (tagged(skb) || !decide_opening(data, end, table, &d))
+		unpack(&d, decide_rest_tc(skb, table));
 	count(&d);
 	if (d.verdict == DROP)
 		return TC_ACT_SHOT;
@@ -318,11 +400,9 @@ int softnlb_xdp(struct xdp_md *ctx)
 	const struct table *table = obeyed();
 	void *data = POINTER(ctx->data), *end = POINTER(ctx->data_end);
 	struct decision d;
-	struct packet p;
-	enum kind kind;
 
-	kind = parse_frame(data, end, end - data, 0, &p);
-	decide(ctx, end, HOOK_XDP, kind, table, &p, &d);
+	if (!decide_opening(data, end, table, &d))
+		unpack(&d, decide_rest_xdp(ctx, table));
 	count(&d);
 	if (d.verdict == DROP)
 		return XDP_DROP;

@@ -95,9 +95,9 @@ struct table {
 
 /* A table is written while the other is obeyed; ``active`` then changes over in one store. */
 struct state {
-	struct table tables[2];
 	__u32 active;
 	__u32 translates; /* whether this host translates addresses, so that conntrack is asked */
+	struct table tables[2];
 };
 
 /* Packets per reason: row 0 those that met no rule, row n + 1 those of slot n. */

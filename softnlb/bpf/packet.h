@@ -206,4 +206,64 @@ static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_
 	return KIND_OTHER;
 }
 
+/* What the fields of a plain frame are, below. */
+static __always_inline void read_plain(void *data, struct packet *p)
+{
+	p->ip = data + ETH_HLEN;
+	p->transport = data + ETH_HLEN + 20;
+	p->source = *(__be32 *)(data + 26);
+	p->destination = *(__be32 *)(data + 30);
+	p->source_port = *(__be16 *)(data + 34);
+	p->destination_port = *(__be16 *)(data + 36);
+	p->fragment_offset = 0;
+	p->icmp_type = 0;
+	p->malformed = 0;
+}
+
+/* Whether IPv4 comes in the plainest form there is, headers at hand, no tag, no options, no
+ * fragment, and carries this protocol in a header of 20 bytes at most. */
+static __always_inline int is_plain(void *data, void *end, __u8 protocol)
+{
+	return data + ETH_HLEN + 20 + 20 <= end &&
+	       (*(__u32 *)(data + 12) & bpf_htonl(0xffffff00)) ==
+		       bpf_htonl(ETH_P_IP << 16 | 0x4500) &&
+	       (*(__u32 *)(data + 20) & bpf_htonl(0x1fff00ff)) == bpf_htonl(protocol);
+}
+
+/* Plain TCP, and then ``p`` is what parse_frame() would make of the frame. */
+static __always_inline int parse_plain_tcp(void *data, void *end, struct packet *p)
+{
+	__u16 offset_flags;
+
+	if (!is_plain(data, end, IPPROTO_TCP))
+		return 0;
+	offset_flags = bpf_ntohs(*(__be16 *)(data + 46));
+	if (offset_flags < 5 << 12 ||
+	    bpf_ntohs(*(__be16 *)(data + 16)) < 20 + (offset_flags >> 12) * 4)
+		return 0;
+	read_plain(data, p);
+	p->protocol = IPPROTO_TCP;
+	p->flags = offset_flags;
+	p->acknowledgment = bpf_ntohl(*(__be32 *)(data + 42));
+	return 1;
+}
+
+/* The same for UDP. */
+static __always_inline int parse_plain_udp(void *data, void *end, struct packet *p)
+{
+	if (!is_plain(data, end, IPPROTO_UDP) || bpf_ntohs(*(__be16 *)(data + 16)) < 20 + 8)
+		return 0;
+	read_plain(data, p);
+	p->protocol = IPPROTO_UDP;
+	p->flags = 0;
+	p->acknowledgment = 0;
+	return 1;
+}
+
+/* Whether it is the first segment of a connection. */
+static __always_inline int opens(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && (p->flags & FLAGS_OPENING) == FLAG_SYN;
+}
+
 #endif

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT
+ *
+ * The table in force, and how a packet is looked up in it.
+ */
+#ifndef SOFTNLB_TABLE_H
+#define SOFTNLB_TABLE_H
+
+#include "filter.h"
+#include "hash.h"
+#include "packet.h"
+
+struct state state;
+
+static __always_inline const struct table *obeyed(void)
+{
+	const struct table *table = &state.tables[*(volatile __u32 *)&state.active & 1];
+
+	/* One register for it, instead of its address anew at every use. */
+	barrier_var(table);
+	return table;
+}
+
+/* Of an address in network order the sum of its last two bytes: neighbours do not collide. */
+static __always_inline __u32 place_of(__be32 address)
+{
+	const __u8 *bytes = (const __u8 *)&address;
+
+	return bytes[2] + bytes[3];
+}
+
+static __always_inline const struct cluster_ip_address *find_cluster_ip(const struct table *table,
+									__be32 address)
+{
+	__u32 first = place_of(address), i;
+
+	for (i = 0; i <= CLUSTER_IP_ADDRESSES_MAX; i++) {
+		const struct cluster_ip_address *ip = &table->cluster[(first + i) % PLACES];
+
+		if (!ip->address)
+			return 0;
+		if (ip->address == address)
+			return ip;
+	}
+	return 0;
+}
+
+/* Where it lies unless another address was there first. */
+static __always_inline const struct cluster_ip_address *
+first_place(const struct table *table, const struct packet *p)
+{
+	return &table->cluster[place_of(p->destination) % PLACES];
+}
+
+static __always_inline __u32 slot_of(const struct table *table, const struct cluster_ip_address *ip,
+				     const struct packet *p)
+{
+	__u32 port = bpf_ntohs(p->destination_port);
+	__u32 ports, page;
+
+	if (p->protocol == IPPROTO_TCP)
+		ports = ip->tcp_ports;
+	else if (p->protocol == IPPROTO_UDP)
+		ports = ip->udp_ports;
+	else
+		return table->default_slot;
+	if (ports >= PORT_TABLES_MAX)
+		return table->default_slot;
+	page = table->port_pages[ports][port >> 8];
+	if (page >= PORT_PAGES_MAX)
+		return table->default_slot;
+	return table->page_slots[page][port & 0xff];
+}
+
+static __always_inline __u32 bucket_of_client(const struct table *table, const struct rule *rule,
+					      const struct packet *p)
+{
+	__u32 hash = table->hash_seed;
+
+	if (rule->affinity == AFFINITY_NETWORK)
+		return bucket_of(murmur3_finish(
+			murmur3_block(hash, p->source & bpf_htonl(0xffffff00)), 4));
+	hash = murmur3_block(hash, p->source);
+	if (rule->affinity == AFFINITY_SINGLE)
+		return bucket_of(murmur3_finish(hash, 4));
+	return bucket_of(murmur3_finish(hash ^ murmur3_scramble(p->source_port), 6));
+}
+
+static __always_inline int lease_is_over(const struct table *table)
+{
+	return bpf_ktime_get_boot_ns() >= *(volatile __u64 *)&table->valid_until_ns;
+}
+
+#endif
