@@ -13,6 +13,7 @@ from softnlb.cli_bench import bench
 from softnlb.cli_decode import decode
 from softnlb.cli_explain import explain
 from softnlb.cli_more import agent, cleanup, config, doctor, lab
+from softnlb.cli_plan import plan
 from softnlb.cli_verbs import VERBS
 from softnlb.errors import SoftnlbError
 
@@ -48,7 +49,7 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, agent, config, decode, explain, doctor, cleanup, bench, lab):
+for _command in (*VERBS, agent, config, decode, explain, plan, doctor, cleanup, bench, lab):
     cli.add_command(_command)
 
 

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 from convergence.rules import (
     BUCKETS,
     DEFAULT_RULE,
-    HOST_ID_MAX,
     FilteringMode,
     PortRule,
     Protocol,
 )
-from softnlb.errors import UsageError
+from softnlb.allocation import Allocation, owners
 from softnlb.filter import (
     Clock,
     Decision,
@@ -98,14 +97,18 @@ def explain_offline(
     of a fresh start; every host then counts with the load weights of this file, the other hosts
     with their ids as handling priorities.  Raises UsageError for a flow or a host id that is none.
     """
-    owners = _fresh_start(config, hosts) if hosts else None
+    held_by = owners(Allocation(config, hosts).maps) if hosts else {}
     flow = flow_from_text(client, server, protocol)
     # With every bucket and an endless lease, only what does not depend on ownership can drop.
-    table = _table_of(config)
+    table = table_of_file(config)
     decision = decide(table, flow, NoSockets(), lambda: 0)
-    explained = _explanation(table, flow, decision, owners or (lambda slot, bucket: None))
+
+    def owner_of(slot: int, bucket: int) -> int | None:
+        return held_by.get(slot * BUCKETS + bucket)
+
+    explained = _explanation(table, flow, decision, owner_of)
     owned = decision.reason is Reason.OWNER
-    if owners is None or not hosts:
+    if not hosts:
         reason = UNKNOWN_OWNER if owned else str(decision.reason)
         return {**explained, "verdict": None, "reason": reason}
     if not owned:
@@ -144,7 +147,8 @@ def _explanation(
     return {**explained, "verdict": str(decision.verdict), "reason": str(decision.reason)}
 
 
-def _table_of(config: "ClusterConfig") -> FilterTable:
+def table_of_file(config: "ClusterConfig") -> FilterTable:
+    """A table of this configuration that owns every bucket, at the time 0."""
     rules = config.port_rules_with_default
     addresses = tuple(address.ip for address in config.cluster_ip_addresses)
     return FilterTable(
@@ -158,22 +162,3 @@ def _table_of(config: "ClusterConfig") -> FilterTable:
         filter_icmp=config.filter_icmp,
         remote_control_port=config.remote_control_port,
     )
-
-
-def _fresh_start(config: "ClusterConfig", hosts: Sequence[int]) -> OwnerOf:
-    from convergence.buckets import fresh_start
-
-    wrong = [host_id for host_id in hosts if not 1 <= host_id <= HOST_ID_MAX]
-    if wrong:
-        raise UsageError(f"{wrong[0]} is not a host id, expected 1 to {HOST_ID_MAX}.")
-    weights = dict.fromkeys(hosts, config.load_weights)
-    priorities = {host_id: (host_id,) * len(config.port_rules) for host_id in hosts}
-    if config.host_id in priorities:
-        priorities[config.host_id] = config.handling_priorities
-    slots = fresh_start(config.port_rules, weights, priorities)
-
-    def owner_of(slot: int, bucket: int) -> int | None:
-        owners = (host_id for host_id, owned in slots[slot].items() if owned >> bucket & 1)
-        return next(owners, None)
-
-    return owner_of
