@@ -14,19 +14,21 @@ _REQUEST, _REPLY = 1, 2
 _ETHERNET_IPV4 = bytes.fromhex("0001080006 04")
 
 
-def output_chain(cluster_mac: bytes, addresses: Iterable[IPv4Address]) -> str:
-    """The nft chain (family arp) that puts the cluster MAC into the payload of replies.
+def output_chain(cluster_mac: bytes | None, addresses: Iterable[IPv4Address]) -> str:
+    """The nft chain (family arp) that puts the cluster MAC into the payload of replies; without
+    one, none leaves.
 
     A request never leaves with a cluster IP address as its sender: it would teach the cluster MAC
     or this host's own MAC to whoever is asked, and routers stop answering (Microsoft KB960916).
     """
     vips = ", ".join(map(str, addresses))
+    reply = "drop" if cluster_mac is None else f"arp saddr ether set {colon_mac(cluster_mac)}"
     return f"""\
     chain output {{
         type filter hook output priority 0; policy accept;
         arp saddr ip != {{ {vips} }} accept
         arp operation request drop
-        arp operation reply arp saddr ether set {colon_mac(cluster_mac)}
+        arp operation reply {reply}
     }}
 """
 

@@ -7,7 +7,7 @@ Multicast joins 03-BF-w-x-y-z; IGMP multicast joins the group 239.255.y.z, whose
 from ipaddress import IPv4Interface
 
 from modes import mac, nft
-from modes.plan import LinkPlan, Mode
+from modes.plan import LinkChoices, LinkPlan, Mode
 
 
 def plan(
@@ -15,11 +15,15 @@ def plan(
     cluster_ip_addresses: tuple[IPv4Interface, ...],
     igmp: bool,
     plane_sets_packet_type: bool,
+    choices: LinkChoices,
 ) -> LinkPlan:
     """What multicast or IGMP mode wants of ``interface``; the first address is the primary."""
     addresses = tuple(address.ip for address in cluster_ip_addresses)
     primary = addresses[0]
-    cluster_mac = mac.igmp_multicast_mac(primary) if igmp else mac.multicast_mac(primary)
+    if igmp:
+        cluster_mac = mac.igmp_multicast_mac(primary)  # whatever is chosen: it is the group's
+    else:
+        cluster_mac = choices.cluster_mac or mac.multicast_mac(primary)
     return LinkPlan(
         interface=interface,
         mode=Mode.IGMP if igmp else Mode.MULTICAST,
@@ -31,7 +35,14 @@ def plan(
         join_mac=not igmp,
         igmp_group=mac.igmp_group(primary) if igmp else None,
         heartbeat_destination=cluster_mac,
+        announces=choices.arp_for_vip,
         nft_tables=nft.tables(interface),
-        nft_ruleset=nft.ruleset(interface, cluster_mac, addresses, plane_sets_packet_type),
+        nft_ruleset=nft.ruleset(
+            interface,
+            cluster_mac,
+            addresses,
+            plane_sets_packet_type,
+            answers_arp=choices.arp_for_vip,
+        ),
         sysctls=nft.SYSCTLS,
     )

@@ -22,6 +22,7 @@ def ruleset(
     addresses: Iterable[IPv4Address],
     plane_sets_packet_type: bool = False,
     interface_mac: bytes | None = None,
+    answers_arp: bool = True,
 ) -> str:
     """One transaction that replaces the tables, whatever state they are in.
 
@@ -46,7 +47,7 @@ table netdev {names["netdev"]} {{
 {chain}    }}
 }}
 table arp {names["arp"]} {{
-{arp.output_chain(cluster_mac, addresses)}}}
+{arp.output_chain(cluster_mac if answers_arp else None, addresses)}}}
 table ip {names["ip"]} {{
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;

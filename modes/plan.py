@@ -14,6 +14,21 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LinkChoices:
+    """What an operator may choose about layer 2 beside the mode; the same on every host."""
+
+    cluster_mac: bytes | None = None
+    """Set by hand; None derives it from the primary cluster IP address."""
+    mask_source_mac: bool = True
+    """Unicast: False makes the cluster MAC the interface's own, as behind a hub."""
+    arp_for_vip: bool = True
+    """False answers no ARP request for a cluster IP address: neighbours have static entries."""
+
+
+AS_NLB_DOES = LinkChoices()
+
+
+@dataclass(frozen=True, slots=True)
 class LinkPlan:
     """What must hold on the cluster interface while the host is started.
 
@@ -29,12 +44,15 @@ class LinkPlan:
     secondary_mac: bool
     """Unicast: ``cluster_mac`` becomes a secondary address of the interface."""
     interface_mac: bytes | None
-    """Unicast: 02-h-w-x-y-z, what the switch learns instead of the cluster MAC."""
+    """Unicast: 02-h-w-x-y-z, what the switch learns instead of the cluster MAC; the cluster MAC
+    itself where the source is not masked."""
     join_mac: bool
     """Multicast: ``cluster_mac`` joined as a packet membership."""
     igmp_group: IPv4Address | None
     """IGMP: group to join, 239.255.y.z."""
     heartbeat_destination: bytes
+    announces: bool
+    """Whether take-overs are announced to the neighbours, and their requests answered."""
     nft_tables: tuple[tuple[str, str], ...]
     """(family, name) of every table that the ruleset builds, and nobody else uses."""
     nft_ruleset: str

@@ -3,7 +3,7 @@
 from ipaddress import IPv4Interface
 
 from modes import multicast, unicast
-from modes.plan import LinkPlan, Mode
+from modes.plan import AS_NLB_DOES, LinkChoices, LinkPlan, Mode
 
 
 def plan_link(
@@ -12,6 +12,7 @@ def plan_link(
     host_id: int,
     cluster_ip_addresses: tuple[IPv4Interface, ...],
     plane_sets_packet_type: bool = False,
+    choices: LinkChoices = AS_NLB_DOES,
 ) -> LinkPlan:
     """What must hold on ``interface`` while host ``host_id`` (1..32) is started.
 
@@ -20,7 +21,9 @@ def plan_link(
     the stack, so that nothing is kept without it; otherwise the link's rules do, for all packets.
     """
     if mode is Mode.UNICAST:
-        return unicast.plan(interface, host_id, cluster_ip_addresses, plane_sets_packet_type)
+        return unicast.plan(
+            interface, host_id, cluster_ip_addresses, plane_sets_packet_type, choices
+        )
     return multicast.plan(
-        interface, cluster_ip_addresses, mode is Mode.IGMP, plane_sets_packet_type
+        interface, cluster_ip_addresses, mode is Mode.IGMP, plane_sets_packet_type, choices
     )

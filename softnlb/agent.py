@@ -160,7 +160,8 @@ class Agent:
             serving.install(output, self.machine.rule_states)
         elif isinstance(output, LeaseRenewed):
             serving.renew(output.valid_until_ms)
-        elif isinstance(output, ProbeHost):
+        elif isinstance(output, ProbeHost) and self.config.link_choices.mask_source_mac:
+            # Hosts with one and the same MAC address cannot answer: their silence proves nothing.
             self._probes.ask(self.config.interface, output, boot_ms())
 
     # ------------------------------------------------------------ what wakes the loop

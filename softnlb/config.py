@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from convergence.auth import Keyring
 from convergence.rules import DEFAULT_RULE, FilteringMode, PortRule
-from modes.plan import Mode
+from modes.plan import AS_NLB_DOES, LinkChoices, Mode
 from softnlb.errors import ReturnCode, UsageError
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class ClusterConfig:
     attach: AttachChoice = "auto"
     keyring: Keyring = Keyring()
     remote_control_port: int | None = None
+    link_choices: LinkChoices = AS_NLB_DOES
     health_probes: tuple[HealthProbe, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -135,9 +136,13 @@ class ClusterConfig:
 
     def _shared(self) -> dict[str, object]:
         primary, *additional = self.cluster_ip_addresses
+        choices = self.link_choices
         return {
             "alive_message_period_ms": self.alive_message_period_ms,
             "alive_message_tolerance": self.alive_message_tolerance,
+            "arp_for_vip": choices.arp_for_vip,
+            "cluster_mac": choices.cluster_mac.hex() if choices.cluster_mac else None,
+            "mask_source_mac": choices.mask_source_mac,
             "cluster_ip_addresses": [str(primary), *sorted(str(a) for a in additional)],
             "filter_icmp": self.filter_icmp,
             "hash_seed": self.hash_seed,

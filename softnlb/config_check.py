@@ -17,7 +17,8 @@ from convergence.rules import (
     PortRule,
     Protocol,
 )
-from modes.plan import Mode
+from modes.mac import HOST_IDS, format_mac, host_mac
+from modes.plan import LinkChoices, Mode
 from softnlb.config import ClusterConfig, ConfigError, Problem
 from softnlb.config_schema import (
     ClusterTable,
@@ -53,6 +54,7 @@ def build(path: Path, raw: Values) -> ClusterConfig:
     ]
     cluster, host, rules = _read_tables(raw, complaints)
     complaints += _check_addresses(cluster, host)
+    complaints += _check_cluster_mac(cluster)
     complaints += _check_rules(rules, cluster)
     keyring = _read_keyring(path, cluster, complaints)
     if complaints:
@@ -123,6 +125,25 @@ def _check_addresses(cluster: Values, host: Values) -> Iterator[Complaint]:
         yield Complaint(
             "cluster.authentication", shown(cluster["authentication"]), "a key_file beside it"
         )
+
+
+def _check_cluster_mac(cluster: Values) -> Iterator[Complaint]:
+    cluster_mac, mode = cluster.get("cluster_mac"), cluster.get("mode")
+    if cluster_mac is None or mode is None:
+        return
+    expected = None
+    if mode == "igmp":
+        expected = "none in IGMP mode: it is the MAC address of the group"
+    elif bool(cluster_mac[0] & 1) != (mode == "multicast"):
+        expected = f"the address of {'a group' if mode == 'multicast' else 'one station'}"
+    elif not any(cluster_mac) or cluster_mac == b"\xff" * 6:
+        expected = "an address that stations can have"
+    elif mode == "unicast" and "ip_address" in cluster:
+        primary = cluster["ip_address"].ip
+        if cluster_mac in {host_mac(host_id, primary) for host_id in HOST_IDS}:
+            expected = "an address that no host has as its own, as 02-01-w-x-y-z has"
+    if expected:
+        yield Complaint("cluster.cluster_mac", shown(format_mac(cluster_mac)), expected)
 
 
 def _cluster_ip_addresses(cluster: Values) -> list[IPv4Interface]:
@@ -201,8 +222,11 @@ def _config(
         data_plane=host["data_plane"],
         attach=host["attach"],
         keyring=keyring,
+        link_choices=LinkChoices(
+            cluster["cluster_mac"], cluster["mask_source_mac"], cluster["arp_for_vip"]
+        ),
         health_probes=tuple(health_probes(rules, addresses[0].ip)),
-        warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"])),
+        warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"], cluster)),
     )
 
 
@@ -223,9 +247,20 @@ def _port_rule(rule: Values) -> PortRule:
     )
 
 
-def _warnings(primary: IPv4Interface, dedicated: IPv4Interface) -> Iterator[str]:
+def _warnings(primary: IPv4Interface, dedicated: IPv4Interface, cluster: Values) -> Iterator[str]:
     if dedicated.network != primary.network:
         yield (
             f"The dedicated IP address {dedicated} is outside the subnet of the cluster IP address"
             f" {primary}; NLB wants both in one subnet."
         )
+    if not cluster["mask_source_mac"]:
+        if cluster["mode"] == "unicast":
+            yield (
+                "mask_source_mac = false: behind a switch only the host that sent last gets the"
+                " clients' frames, members do not reach each other, and a host whose rules are"
+                " flushed answers until they are back."
+            )
+        else:
+            yield "mask_source_mac = false means nothing in the multicast modes."
+    if not cluster["arp_for_vip"]:
+        yield "arp_for_vip = false: every router and client needs a static ARP entry."

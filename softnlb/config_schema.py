@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from convergence.rules import PORT_RULES_MAX
+from modes.mac import parse_mac
 from softnlb.config import AttachChoice, DataPlaneChoice, InitialState
 from softnlb.errors import ReturnCode
 
@@ -76,6 +77,8 @@ HttpPath = Annotated[str, AfterValidator(_http_path)]
 InterfaceName = Annotated[str, AfterValidator(_interface_name)]
 Weight = Annotated[int, Field(ge=0, le=100)]
 
+MacAddress = Annotated[str, AfterValidator(parse_mac)]
+
 WITH_PREFIX = "an IPv4 address of a host with its prefix length, as in 10.1.0.100/24"
 
 
@@ -94,6 +97,16 @@ class ClusterTable(BaseModel):
     )
     mode: Literal["unicast", "multicast", "igmp"] = Field(
         default="unicast", description='"unicast", "multicast" or "igmp"'
+    )
+    cluster_mac: MacAddress | None = Field(
+        default=None,
+        description="a MAC address, as in 02-bf-0a-01-00-64 (default: from ip_address)",
+    )
+    mask_source_mac: bool = Field(
+        default=True, description="true, or false where all hosts are behind one hub"
+    )
+    arp_for_vip: bool = Field(
+        default=True, description="true, or false where routers have static ARP entries"
     )
     timers: Literal["nlb", "fast"] = Field(
         default="nlb",

@@ -128,6 +128,8 @@ class Link:
 
     def announce(self) -> None:
         """Gratuitous ARP with the cluster MAC, for caches that hold something else."""
+        if not self.plan.announces:
+            return
         with one_sentence():
             for address in self._addresses:
                 frame = announcement(self._interface.mac, self.plan.cluster_mac, address)

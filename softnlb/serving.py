@@ -113,6 +113,7 @@ def link_plan(config: ClusterConfig, plane_sets_packet_type: bool = False) -> Li
         config.host_id,
         config.cluster_ip_addresses,
         plane_sets_packet_type,
+        config.link_choices,
     )
 
 

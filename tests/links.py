@@ -8,7 +8,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 from modes import plan_link
-from modes.plan import Mode
+from modes.plan import AS_NLB_DOES, LinkChoices, Mode
 from softnlb.link import Link
 from tests.netns import Namespace, Segment, wait_for
 
@@ -24,8 +24,11 @@ MARKER_PORT = 4000
 class Cluster:
     """``hosts`` hosts (10.1.0.1 onwards) and a client on one segment."""
 
-    def __init__(self, mode: Mode, hosts: int, directory: Path) -> None:
+    def __init__(
+        self, mode: Mode, hosts: int, directory: Path, choices: LinkChoices = AS_NLB_DOES
+    ) -> None:
         self.mode = mode
+        self.choices = choices
         self.segment = Segment()
         self.directory = directory
         self.client = self.segment.node("client", f"{CLIENT_IP}/24")
@@ -37,7 +40,7 @@ class Cluster:
 
     def link(self, host_id: int, interface: str = "eth0") -> Link:
         """A Link as an agent of that host would make it."""
-        plan = plan_link(self.mode, interface, host_id, (VIP,))
+        plan = plan_link(self.mode, interface, host_id, (VIP,), choices=self.choices)
         return Link(plan, self.directory / f"{self.mode}-{host_id}" / "link.json")
 
     @property
@@ -60,9 +63,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster(mode: Mode, hosts: int, directory: Path) -> Iterator[Cluster]:
+def cluster(
+    mode: Mode, hosts: int, directory: Path, choices: LinkChoices = AS_NLB_DOES
+) -> Iterator[Cluster]:
     """A cluster that is gone afterwards."""
-    made = Cluster(mode, hosts, directory)
+    made = Cluster(mode, hosts, directory, choices)
     try:
         yield made
     finally:

@@ -214,6 +214,12 @@ def test_all_errors_at_once_each_with_file_key_value_and_what_was_expected(write
         ("additional_ip_addresses", '["224.0.0.1/24"]'),
         ("additional_ip_addresses", '["10.1.0.100/24"]'),
         ("additional_ip_addresses", '["10.1.0.255/24"]'),
+        ("cluster_mac", '"02-bf-0a-01-00"'),
+        ("cluster_mac", '"03-bf-0a-01-00-64"'),  # a group's, and the mode is unicast
+        ("cluster_mac", '"02-07-0a-01-00-64"'),  # that of host 7
+        ("cluster_mac", '"00-00-00-00-00-00"'),
+        ("mask_source_mac", '"no"'),
+        ("arp_for_vip", "0"),
         ("authentication", '"none"'),
         ("authentication", '"permissive"'),
     ],
@@ -363,10 +369,43 @@ def test_a_dedicated_ip_address_in_another_subnet_is_allowed_and_told(write):
     assert "10.2.0.3/24" in warning
 
 
+@pytest.mark.parametrize(
+    ("mode", "mac", "accepted"),
+    [
+        ("unicast", "02:bf:c0:ff:ee:01", True),
+        ("multicast", "03-BF-C0-FF-EE-01", True),
+        ("multicast", "02-bf-c0-ff-ee-01", False),
+        ("multicast", "ff-ff-ff-ff-ff-ff", False),
+        ("igmp", "01-00-5e-7f-00-01", False),
+    ],
+)
+def test_a_cluster_mac_has_to_suit_the_mode(write, mode, mac, accepted):
+    path = write(MINIMAL.replace("[host]", f'mode = "{mode}"\ncluster_mac = "{mac}"\n[host]'))
+    if accepted:
+        assert load(path).link_choices.cluster_mac == bytes.fromhex(
+            mac.replace("-", ":").replace(":", "")
+        )
+    else:
+        (problem,) = problems_of(path)
+        assert problem.key == "cluster.cluster_mac"
+
+
+def test_what_is_asking_for_trouble_is_told(write):
+    text = "mask_source_mac = false\narp_for_vip = false\n"
+    unicast = load(write(MINIMAL.replace("[host]", f"{text}[host]")))
+    assert not (unicast.link_choices.mask_source_mac or unicast.link_choices.arp_for_vip)
+    assert [warning.partition(" = ")[0] for warning in unicast.warnings] == [
+        "mask_source_mac",
+        "arp_for_vip",
+    ]
+
+
 SHARED_CHANGES = [
     ("1.0.100/24", "1.0.100/25"),
     ('mode = "igmp"', 'mode = "unicast"'),
     ('timers = "fast"', 'timers = "nlb"'),
+    ('timers = "fast"', 'timers = "fast"\nmask_source_mac = false'),
+    ('timers = "fast"', 'timers = "fast"\narp_for_vip = false'),
     ("tolerance = 7", "tolerance = 8"),
     ("0xC0FFEE", "0xC0FFED"),
     ("filter_icmp = true", "filter_icmp = false"),

@@ -10,7 +10,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from modes.mac import colon_mac
-from modes.plan import Mode
+from modes.plan import LinkChoices, Mode
 from tests.links import CLIENT_IP, ETH_P_IP, VIP, Cluster, Markers, Sniffer, cluster
 from tests.netns import wait_for
 
@@ -275,3 +275,70 @@ def test_a_datagram_for_a_dedicated_address_is_one_frame(routers: Cluster) -> No
         markers.pass_()
         assert wire.count(b"just-one") == 1 + 1  # the datagram, and the ICMP error that quotes it
     wire.close()
+
+
+# ---------------------------------------------------------------- what an operator may choose
+
+BY_HAND = bytes.fromhex("02bfc0ffee01")
+
+
+def test_a_cluster_mac_set_by_hand_is_answered_and_taught(tmp_path: Path) -> None:
+    """Microsoft Q232454: IPToMACEnable 0."""
+    choices = LinkChoices(cluster_mac=BY_HAND)
+    with cluster(Mode.UNICAST, 2, tmp_path, choices) as made:
+        made.start()
+        with Sniffer(made.client) as sniffer, Markers(made) as markers:
+            made.client.run(f"echo ask > /dev/udp/{VIP_IP}/7", executable="/bin/bash")
+            wait_for(lambda: colon_mac(BY_HAND) in made.client.run(f"ip neigh show {VIP_IP}"))
+            markers.pass_()
+            sniffer.read()
+            sniffer.frames.clear()
+            ask(made, sniffer, colon_mac(BY_HAND))
+            markers.pass_()
+            assert answers(sniffer.read()) == {"tcp": 2, "udp": 2, "echo": 2}
+
+
+def test_without_the_mask_the_switch_learns_the_cluster_mac_and_one_host_gets_all(
+    tmp_path: Path,
+) -> None:
+    """Microsoft Q193602: MaskSourceMAC 0 is for hubs; this is what goes wrong behind a switch."""
+    choices = LinkChoices(mask_source_mac=False)
+    with cluster(Mode.UNICAST, 2, tmp_path, choices) as made:
+        made.start()
+        before = made.hosts[0].run("ip -br link show eth0").split()[2]
+        assert before == cluster_mac(made) == mac_of(made, "host2")
+        with Sniffer(made.client) as sniffer:
+            made.links[1].announce()
+            wait_for(lambda: "host2" in fdb(made, cluster_mac(made)))
+            ask(made, sniffer, cluster_mac(made))
+            wait_for(lambda: sum(answers(sniffer.read()).values()) >= 3)
+            assert answers(sniffer.read()) == {"tcp": 1, "udp": 1, "echo": 1}
+    assert not (tmp_path / "unicast-1" / "link.json").exists()
+
+
+def fdb(made: Cluster, mac: str) -> str:
+    """The port behind which the switch has seen this address."""
+    lines = made.segment.switch.run("bridge fdb show br br0").splitlines()
+    return " ".join(line for line in lines if line.startswith(mac))
+
+
+@pytest.mark.parametrize("mode", [Mode.UNICAST, Mode.MULTICAST])
+def test_without_arp_for_the_vip_only_static_entries_lead_to_it(tmp_path: Path, mode: Mode) -> None:
+    """Microsoft Q193601: MulticastARPEnable 0."""
+    with (
+        cluster(mode, 2, tmp_path, LinkChoices(arp_for_vip=False)) as made,
+        Sniffer(made.client) as sniffer,
+    ):
+        made.start()
+        for link in made.links:
+            link.announce()
+        with Markers(made) as markers:
+            made.client.run(f"echo ask > /dev/udp/{VIP_IP}/7", executable="/bin/bash")
+            markers.pass_()
+            heard = [p for p in parsed(sniffer.read()) if ARP in p]
+            assert not [p for p in heard if p[ARP].psrc == VIP_IP]
+            asked = [data for kind, data in sniffer.frames if kind == socket.PACKET_OUTGOING]
+            assert any(ARP in p and p[ARP].pdst == VIP_IP for p in parsed(asked))
+            ask(made, sniffer, cluster_mac(made))
+            markers.pass_()
+            assert answers(sniffer.read()) == {"tcp": 2, "udp": 2, "echo": 2}

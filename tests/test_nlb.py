@@ -35,6 +35,9 @@ PARAMS = {
     "cluster_ip_address": "10.1.0.100",
     "cluster_ip_addresses": ["10.1.0.100/24"],
     "cluster_mac": "03-BF-0A-01-00-64",
+    "cluster_mac_by_hand": True,
+    "mask_source_mac": True,
+    "arp_for_vip": False,
     "mode": "multicast",
     "host_id": 2,
     "dedicated_ip_address": "10.1.0.2/26",
@@ -222,6 +225,8 @@ def test_display_has_the_shape_of_nlb_exe(agents, capsys) -> None:
     assert values["ClusterNetworkMask"] == "255.255.255.0"
     assert values["DedicatedNetworkMask"] == "255.255.255.192"
     assert (values["MulticastSupportEnable"], values["IGMPSupport"]) == ("ENABLED", "DISABLED")
+    assert (values["IPToMACEnable"], values["MaskSourceMAC"]) == ("DISABLED", "ENABLED")
+    assert values["MulticastARPEnable"] == "DISABLED"
     assert (values["ClusterModeOnStart"], values["PersistedStates"]) == ("STOPPED", "SUSPENDED")
     assert values["NumberOfRules"] == "3"
     table = [line.split() for line in shown.splitlines() if " 80 " in line]
