@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from labs.commentary import Commentator
 from labs.events import PATH, sentence
-from labs.handle import Channel, LabHandle
+from labs.handle import Channel, LabHandle, Task
 from labs.namespaces import CLONE_NEWNET, set_namespace
 from labs.pcapng import Writer
 from labs.recorder import SwitchWatch
@@ -77,14 +77,17 @@ def find_ports(lab: LabHandle, words: list[str]) -> list[Port]:
     return ports
 
 
-def capture_to(
-    lab: LabHandle, words: list[str], path: str, count: int | None, seconds: float | None
-) -> Captured:
-    """Capture until Ctrl-C, ``count`` frames or ``seconds``.
+def start_capture(
+    lab: LabHandle,
+    ports: list[Port],
+    path: str,
+    count: int | None = None,
+    seconds: float | None = None,
+) -> Task:
+    """Begin to capture into a file, "-" for standard output; the task's result is a ``Captured``.
 
-    ``path`` "-" is standard output.  Raises SoftnlbError for an unknown port.
+    Raises SoftnlbError when the file cannot be written.
     """
-    ports = find_ports(lab, words)
     plan = _Plan(lab, ports)
     # Opened before entering the lab, so that it is a file of the machine.
     try:
@@ -96,9 +99,26 @@ def capture_to(
         with os.fdopen(file, "wb", buffering=1 << 20) as out:
             return list(_Session(plan, channel, out, count, seconds).run())
 
-    with lab.start("switch", body) as task:
-        os.close(file)
+    task = lab.start("switch", body)
+    os.close(file)
+    plan.close()
+    try:
         task.expect()
+    except BaseException:
+        task.kill()
+        raise
+    return task
+
+
+def capture_to(
+    lab: LabHandle, words: list[str], path: str, count: int | None, seconds: float | None
+) -> Captured:
+    """Capture until Ctrl-C, ``count`` frames or ``seconds``.
+
+    ``path`` "-" is standard output.  Raises SoftnlbError for an unknown port.
+    """
+    ports = find_ports(lab, words)
+    with start_capture(lab, ports, path, count, seconds) as task:
         print(f"capturing at {', '.join(port.title for port in ports)}", file=sys.stderr)
         try:
             return Captured(*task.result())
@@ -130,6 +150,11 @@ class _Plan:
         self.log = os.open(log, os.O_RDONLY)
         self.announced = _announced(os.pread(self.log, os.fstat(self.log).st_size, 0))
         os.lseek(self.log, 0, os.SEEK_END)
+
+    def close(self) -> None:
+        """The capturing process has its own copies of the descriptors."""
+        for descriptor in (*self.namespaces.values(), self.log):
+            os.close(descriptor)
 
 
 def _read_config(lab: LabHandle, alive: list[str]) -> "ClusterConfig | None":

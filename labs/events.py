@@ -16,6 +16,7 @@ cable        recorder    port, up
 frames       recorder    ports: {port: {in, forwarded, flooded, wasted}}, counted by the kernel
 clients      a run       node, what, from_s, bin_s, answered {host id: [count]}, failed, gaps
 sessions     a run       node, what, count, broken [[at_s, host id, error]]
+client       a run       node, what, fault, victim, outcome, pause_s, gaps: of the comparison
 note         a run       text
 """
 

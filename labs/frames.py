@@ -56,10 +56,12 @@ class FrameTables:
         self._install(self._ports)
 
     def renew(self, port: str) -> None:
-        """A cable was laid anew at ``port``: go on counting there.  Raises SoftnlbError."""
-        if port not in self._ports:
-            return
-        self._before[port] = self._read()[port]
+        """A cable was laid at ``port``, maybe not the first: count there.  Raises SoftnlbError."""
+        if port in self._ports:
+            self._before[port] = self._read()[port]
+        else:
+            self._ports = [*self._ports, port]
+            self._before[port] = dict.fromkeys(COUNTERS, 0)
         self._install([port])
 
     def read(self) -> Counts:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from convergence.heartbeat import ETHERTYPE, Heartbeat, HeartbeatError, Statement, decode
 from labs.events import EventLog
 from labs.frames import FrameTables
+from labs.switch import BRIDGE
 from labs.tap import JUMP_EQUAL, LOAD_HALF, PACKET_TYPE, RETURN, Instruction, Tap
 from softnlb import netlink
 from softnlb.errors import SoftnlbError
@@ -172,7 +173,7 @@ class SwitchWatch:
         if family == AF_BRIDGE or IFLA_IFNAME not in found:
             return
         port, up = found[IFLA_IFNAME].rstrip(b"\0").decode(), bool(flags & IFF_LOWER_UP)
-        if self._index.get(port, index) != index:
+        if port not in ("lo", BRIDGE) and self._index.get(port) != index:
             self._index[port] = index
             self.laid.append(port)
         if self._up.get(port, None if up else True) != up:

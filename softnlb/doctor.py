@@ -52,6 +52,11 @@ TOOLS = (
     ("unshare", "util-linux", False, "namespaces for this report"),
     ("tcpdump", "tcpdump", False, "captures in a lab"),
     ("curl", "curl", False, "a client in a lab"),
+    ("keepalived", "keepalived", False, "IP failover in softnlb lab run compare"),
+    ("dnsmasq", "dnsmasq-base", False, "DNS round robin in softnlb lab run compare"),
+    ("haproxy", "haproxy", False, "the balancer in softnlb lab run compare"),
+    ("ipvsadm", "ipvsadm", False, "IPVS in softnlb lab run compare"),
+    ("arptables", "arptables iptables", False, "xt_cluster in softnlb lab run compare"),
 )
 
 FEATURES = (

@@ -1,0 +1,1 @@
+"""Ways of spreading clients over servers, with their real components, under the same faults."""
