@@ -1,4 +1,4 @@
-"""Join, weight change and leave under load: which long connections survive."""
+"""Join, weight change, drain, agent restart and leave: which long connections survive."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from labs.experiment import (
 )
 from labs.handle import LabHandle
 from labs.load import Result, Traffic
-from labs.topology import LabSpec
+from labs.topology import DATA_PLANES, LabSpec
 from labs.witness import answered, twice
 from softnlb.cli_common import print_json
 
@@ -28,8 +28,8 @@ HOLD, RATE, SETTLE_S = 200, 50.0, 1.5
 
 LESSON = """\
 A bucket moves, and the connections in it stay where they are: the old owner still knows their
-sockets, and it still receives every frame.  Only a host that stops without a drain takes its own
-connections with it."""
+sockets, and it still receives every frame.  No agent has to be there for that.  Only a host that
+stops without a drain takes its own connections with it."""
 
 
 def set_load_weight(lab: LabHandle, node: str, load_weight: int) -> None:
@@ -39,13 +39,15 @@ def set_load_weight(lab: LabHandle, node: str, load_weight: int) -> None:
     ask_agent(lab, node, "reload")
 
 
-def _step(lab: LabHandle, name: str, leaver: int | None, change: Any, hold: int) -> dict[str, Any]:
+def _step(
+    lab: LabHandle, name: str, leaver: int | None, change: Any, hold: int, settle_s: float
+) -> dict[str, Any]:
     """One change in the middle of traffic: what broke, and was anything answered twice."""
     with witness(lab) as watching:
         with traffic(lab, Traffic(hold=hold, rate=RATE)) as task:
-            pause(0.5)
+            pause(min(0.5, settle_s))
             change()
-            pause(SETTLE_S)
+            pause(settle_s)
             result: Result = finish(task)
         records = answered(watching.stop())
     allowed = 0 if leaver is None else len(result.broken(leaver))
@@ -60,8 +62,9 @@ def _step(lab: LabHandle, name: str, leaver: int | None, change: Any, hold: int)
     }
 
 
-def measure(lab: LabHandle, hold: int = HOLD) -> list[dict[str, Any]]:
-    """The last host leaves before and joins under load; then a weight, then it stops."""
+def measure(lab: LabHandle, hold: int = HOLD, settle_s: float = SETTLE_S) -> list[dict[str, Any]]:
+    """The last host leaves before and joins under load; then a weight, a drain and its end, an
+    agent that is killed and started again; and it stops."""
     everybody = host_ids(lab.status(), "converged")
     last, others = everybody[-1], everybody[:-1]
     node = f"host{last}"
@@ -79,10 +82,35 @@ def measure(lab: LabHandle, hold: int = HOLD) -> list[dict[str, Any]]:
             "host1 has more buckets",
         )
 
+    def drain() -> None:
+        ask_agent(lab, node, "drainstop", timeout_s=None)
+        await_converged(lab, others)
+
+    def restart() -> None:
+        lab.fault("agent-kill", "host2")
+        await_converged(lab, [each for each in everybody if each != 2])
+        lab.fault("start", "host2")
+        await_converged(lab, everybody)
+
+    def drained_and_back() -> dict[str, Any]:
+        result = _step(lab, f"{node} drains", None, drain, hold, settle_s)
+        wait_until(lambda: last in host_ids(lab.status(), "stopped"), 20.0, f"{node} stops")
+        join()
+        return result
+
     return [
-        _step(lab, f"{node} joins", None, join, hold),
-        _step(lab, "host1: load weight 50 to 100", None, weigh, hold),
-        _step(lab, f"{node} stops without drain", last, lambda: _stop(lab, last, others), hold),
+        _step(lab, f"{node} joins", None, join, hold, settle_s),
+        _step(lab, "host1: load weight 50 to 100", None, weigh, hold, settle_s),
+        drained_and_back(),
+        _step(lab, "agent of host2 killed, started again", None, restart, hold, settle_s),
+        _step(
+            lab,
+            f"{node} stops without drain",
+            last,
+            lambda: _stop(lab, last, others),
+            hold,
+            settle_s,
+        ),
     ]
 
 
@@ -106,10 +134,12 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 @click.command(help=__doc__)
+@click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
 @options
-def command(name: str | None, as_json: bool) -> int:
+def command(name: str | None, as_json: bool, data_plane: str) -> int:
     """Entry point of ``softnlb lab run changes``."""
-    with lab_for(name, LabSpec(name=own_name("changes"), timers="fast")) as lab:
+    spec = LabSpec(name=own_name("changes"), timers="fast", data_plane=data_plane)
+    with lab_for(name, spec) as lab:
         results = measure(lab)
     if as_json:
         print_json({"run": "changes", "changes": results})
