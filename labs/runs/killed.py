@@ -72,7 +72,7 @@ def measure(
 
 def good(result: dict[str, Any]) -> bool:
     """Whether everything is as it should be."""
-    return (
+    return bool(
         result["broken"] == 0
         and result["answered_by_two_hosts"] == 0
         and result["new_connections_at_the_host_after_the_lease"] == 0
