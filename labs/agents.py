@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from labs.node import NodeProcess
 from labs.process import MachineProc, Process, enter_node, fork, redirect_output
-from labs.topology import CLUSTER_IP_ADDRESS, LabSpec, cluster_toml
 from softnlb.control import call
 from softnlb.errors import NotRunningError, SoftnlbError
 
@@ -27,7 +26,7 @@ class ConfigReader:
     loaded once, and never stays in the memory of an agent.
     """
 
-    def __init__(self, spec: LabSpec, hosts: list[NodeProcess], proc: MachineProc) -> None:
+    def __init__(self, hosts: list[NodeProcess], proc: MachineProc) -> None:
         read_end, write_end = os.pipe()
 
         def read() -> None:
@@ -38,7 +37,7 @@ class ConfigReader:
                 enter_node(host.pid)
                 os.chdir("/")
                 if not CONFIG.exists():
-                    CONFIG.write_text(cluster_toml(spec, host.node.host_id or 0))
+                    CONFIG.write_text(host.node.config)
                 configs[host.node.name] = load(CONFIG)
             with os.fdopen(write_end, "wb") as pipe:
                 pickle.dump(configs, pipe)
@@ -75,7 +74,7 @@ def start_agent(config: "ClusterConfig", host: NodeProcess, proc: MachineProc) -
 
 def control_path(host: NodeProcess) -> Path:
     """The control socket of a host's agent, as seen from the supervisor."""
-    name = f"{CLUSTER_IP_ADDRESS}:{host.node.host_id}"
+    name = f"{host.node.cluster_ip_address}:{host.node.host_id}"
     return Path(f"/proc/{host.pid}/root/run/softnlb/{name}.sock")
 
 

@@ -3,12 +3,17 @@
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from modes.plan import Mode
 from softnlb.cli_common import json_option, print_json
+
+if TYPE_CHECKING:
+    from labs.topology import LabSpec
 
 
 @click.group(name="lab", context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,18 +80,36 @@ def verb(function: Verb) -> Verb:
     show_default=True,
     help="Client affinity of the lab's one port rule.",
 )
+@click.argument("file", required=False, type=click.Path(path_type=Path))
 @verb
-def up(name: str, as_json: bool, switch: str | None, mode: str, **choices: Any) -> None:
-    """Start a lab and wait for convergence."""
+@click.pass_context
+def up(
+    context: click.Context,
+    /,
+    name: str,
+    as_json: bool,
+    file: Path | None,
+    switch: str | None,
+    mode: str,
+    **choices: Any,
+) -> None:
+    """Start a lab and wait for convergence.
+
+    FILE is a lab of your own in TOML (`softnlb lab init` writes one); without it the usual lab
+    starts, as the options want it.
+    """
     from labs.topology import LabSpec
     from labs.up import start_lab
 
-    spec = LabSpec(
-        name=name,
-        mode=Mode(mode),
-        switch=switch or ("mac" if mode == Mode.IGMP else "dumb"),
-        **choices,
-    )
+    if file is not None:
+        spec = _own_lab(context, file, name)
+    else:
+        spec = LabSpec(
+            name=name,
+            mode=Mode(mode),
+            switch=switch or ("mac" if mode == Mode.IGMP else "dumb"),
+            **choices,
+        )
     total = 0
 
     def stage(text: str, ms: int) -> None:
@@ -103,7 +126,57 @@ def up(name: str, as_json: bool, switch: str | None, mode: str, **choices: Any) 
 
     click.echo(f"  {total:6d} ms  in all", err=True)
     click.echo("\n" + lab_map(status) + "\n")
-    click.echo(next_steps(name))
+    click.echo(next_steps(spec.name, status["cluster_ip_address"]))
+
+
+def _own_lab(context: click.Context, file: Path, name: str) -> "LabSpec":
+    """The lab of a file; of the options only --name may change it."""
+    from dataclasses import replace
+
+    from labs.lab_file import load
+    from softnlb.errors import UsageError
+
+    def given(option: str) -> bool:
+        return context.get_parameter_source(option) == ParameterSource.COMMANDLINE
+
+    for option in ("hosts", "mode", "timers", "data_plane", "attach", "switch", "affinity"):
+        if given(option):
+            raise UsageError(f"--{option.replace('_', '-')} goes into {file}")
+    spec = load(file)
+    return replace(spec, name=name) if given("name") else spec
+
+
+@lab.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@json_option
+def init(as_json: bool, file: Path | None) -> None:
+    """Write a commented example of a lab file.
+
+    To FILE, which must not exist yet, or to standard output.
+    """
+    from softnlb.errors import SoftnlbError
+
+    text = Path(__file__).with_name("example.toml").read_text()
+    if file is not None:
+        try:
+            with file.open("x") as out:
+                out.write(text)
+        except OSError as error:
+            raise SoftnlbError(f"{file}: {error.strerror}") from error
+    if as_json:
+        print_json({"file": str(file) if file else None, "text": text})
+    elif file is None:
+        click.echo(text, nl=False)
+    else:
+        click.echo(f"{file}: written; softnlb lab up {file} starts it")
+
+
+@lab.command()
+def schema() -> None:
+    """Print the JSON schema of a lab file, for editors."""
+    from labs.lab_schema import json_schema
+
+    print_json(json_schema())
 
 
 @lab.command()
@@ -169,10 +242,15 @@ def fault(name: str, as_json: bool, fault: str, arguments: tuple[str, ...]) -> N
     agent-kill stop cont   its agent: SIGKILL, SIGSTOP, SIGCONT
     freeze thaw            every process of the host
     unplug replug          its cable
-    loss PERCENT, mute, deaf, partition, heal      what the switch does to it
+    loss PERCENT           frames lost at its port; loss-from and loss-to: in one direction only
+    mute deaf partition    what the switch does to it; heal ends these and the losses
     app-down app-up        its HTTP service
-    clear-fdb, snooping on|off                     the switch itself
-    flush-rules            `nft flush ruleset` in the host
+    leak-mac mask-mac      whether it sends from the cluster MAC address
+    flush-rules            `nft flush ruleset` in the host; the agent repairs it
+    clear-fdb              the switch forgets, and learns again
+    snooping on|off, querier on|off                the switch's IGMP
+
+    `softnlb lab status` shows what is broken.
     """
     from labs.handle import LabHandle
 

@@ -4,39 +4,49 @@ from typing import Any
 
 
 def lab_map(status: dict[str, Any]) -> str:
-    """The lab as an ASCII map."""
-    nodes = {node["name"]: node for node in status["nodes"]}
-    hosts = [node for node in status["nodes"] if node["kind"] == "host"]
-    left = [
-        f"client1   {nodes['client1']['address']} -- router --+",
-        f"client2   {nodes['client2']['address']} ------------+",
-        f"bystander {nodes['bystander']['address']} ------------+",
-    ]
-    width = max(len(line) for line in left)
-    left = [line[:-1].ljust(width - 1, "-") + "+" for line in left]
-    right = [f"+-- {host['name']:7s}{host['address']}" for host in hosts]
-    if len(right) > 8:
-        right = [*right[:3], f":   {len(right) - 6} more", *right[-3:]]
-    rows = max(len(left), len(right))
-    middle = rows // 2 if rows > 2 else 1
-    left += [" " * (width - 1) + "|"] * (rows - len(left))
-    right += ["|"] * (rows - len(right))
+    """The lab as an ASCII map: the first switch between clients and hosts, then the others."""
     title = f"lab {status['name']}: {status['mode']} mode"
     title += f", cluster IP address {status['cluster_ip_address']} on every host"
-    lines = [title, ""]
-    for index in range(rows):
-        label = " switch " if index == middle else "        "
-        lines.append(f"  {left[index]}{label}{right[index]}")
+    lines = [title]
+    for number, switch in enumerate(status["switches"]):
+        where = [f"  over a trunk, {switch['name']} ({switch['bridge']}):"] if number else []
+        lines += ["", *where, *_around(status, switch["bridge"], f" {switch['name']} ")]
     return "\n".join(lines)
 
 
-def next_steps(name: str) -> str:
+def _around(status: dict[str, Any], bridge: str, label: str) -> list[str]:
+    """What is plugged into one switch: hosts to the right, all others to the left."""
+    left, right = [], []
+    for node in status["nodes"]:
+        if node["kind"] == "host" and node["bridge"] == bridge:
+            right.append(f"+-- {node['name']:7s}{node['address']}")
+        elif node["bridge"] == bridge and node["kind"] != "router":
+            left.append(f"{node['name']:9s} {node['address']} --+")
+        elif node["port"] is None and node["kind"] == "client":
+            routers = [each for each in status["nodes"] if each["name"] == node["router"]]
+            if routers[0]["bridge"] == bridge:
+                left.append(f"{node['name']:9s} {node['address']} -- {node['router']} --+")
+    width = max((len(line) for line in left), default=1)
+    left = [line[:-1].ljust(width - 1, "-") + "+" for line in left]
+    if len(right) > 8:
+        right = [*right[:3], f":   {len(right) - 6} more", *right[-3:]]
+    rows = max(len(left), len(right), 1)
+    middle = rows // 2 if rows > 2 else rows - 1
+    left += [" " * (width - 1) + "|"] * (rows - len(left))
+    right += ["|"] * (rows - len(right))
+    return [
+        f"  {left[row]}{label if row == middle else ' ' * len(label)}{right[row]}"
+        for row in range(rows)
+    ]
+
+
+def next_steps(name: str, cluster_ip_address: str) -> str:
     """What to try next."""
     option = "" if name == "lab" else f" --name {name}"
     return "\n".join(
         (
             "Try next:",
-            f"  softnlb lab exec{option} client1 -- curl -s http://10.1.0.100/",
+            f"  softnlb lab exec{option} client1 -- curl -s http://{cluster_ip_address}/",
             f"  softnlb lab exec{option} host1 -- softnlb query",
             f"  softnlb lab open{option} 8080          # the cluster in your browser",
             f"  softnlb lab fault{option} kill host2",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ import click
 
 from labs.client_log import note
 from labs.handle import LabHandle, Task
-from labs.load import Result, Traffic, clients
-from labs.topology import CLUSTER_IP_ADDRESS, LabSpec
+from labs.load import SERVER, Result, Traffic, clients
+from labs.topology import LabSpec
 from labs.up import start_lab
 from labs.witness import watch
 from softnlb.errors import SoftnlbError
@@ -111,9 +112,23 @@ def pause(seconds: float) -> None:
 @contextmanager
 def traffic(lab: LabHandle, plan: Traffic, node: str = "client1") -> Iterator[Task]:
     """Clients at work; the block begins when the long connections stand."""
-    with lab.start(node, lambda channel: clients(channel, plan)) as task:
+    addressed = _addressed(lab, plan, node)
+    with lab.start(node, lambda channel: clients(channel, addressed)) as task:
         task.expect()
         yield task
+
+
+def _addressed(lab: LabHandle, plan: Traffic, node: str) -> Traffic:
+    """The plan with the addresses of this lab, where it names none."""
+    spec = lab.spec()
+    pool = spec.client_pool(node)
+    server, port = plan.server
+    return replace(
+        plan,
+        server=(str(spec.cluster_ip_address) if plan.server == SERVER else server, port),
+        pool=plan.pool and pool is not None,
+        addresses=str(pool or plan.addresses),
+    )
 
 
 def finish(task: Task) -> Result:
@@ -126,7 +141,8 @@ def finish(task: Task) -> Result:
 
 def burst(lab: LabHandle, plan: Traffic, node: str = "client1") -> Result:
     """A burst of new connections and what became of them."""
-    result = Result.from_json(lab.run(node, lambda channel: clients(channel, plan)))
+    addressed = _addressed(lab, plan, node)
+    result = Result.from_json(lab.run(node, lambda channel: clients(channel, addressed)))
     note(lab, node, result)
     return result
 
@@ -134,7 +150,8 @@ def burst(lab: LabHandle, plan: Traffic, node: str = "client1") -> Result:
 @contextmanager
 def witness(lab: LabHandle) -> Iterator[Task]:
     """The witness at the switch, listening."""
-    with lab.start("switch", watch) as task:
+    address = lab.spec().cluster_ip_address
+    with lab.start("switch", lambda channel: watch(channel, address)) as task:
         task.expect()
         yield task
 
@@ -173,11 +190,13 @@ def ask_agent(lab: LabHandle, node: str, verb: str, **arguments: Any) -> dict[st
 def explained_owners(lab: LabHandle, flows: list[tuple[str, int]]) -> list[int | None]:
     """The host that ``softnlb explain`` names for each client (address, port)."""
 
+    address = lab.spec().cluster_ip_address
+
     def ask(_: object) -> list[int | None]:
         from softnlb.control import call, find_hosts
 
         (path,) = find_hosts()
-        server = f"{CLUSTER_IP_ADDRESS}:80"
+        server = f"{address}:80"
         return [
             call(path, "explain", client=f"{client}:{port}", server=server, protocol="tcp")["owner"]
             for client, port in flows

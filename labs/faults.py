@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from labs.lab import Lab
 from labs.node import run_tool
-from labs.switch import BRIDGE, snooping_lines
+from labs.plan import INTERFACE
+from labs.switch import querier_lines, snooping_line
+from modes.mac import unicast_mac
+from modes.plan import Mode
 from softnlb.errors import SoftnlbError, UsageError
 
 
@@ -103,18 +106,23 @@ def replug(lab: Lab, arguments: list[str]) -> str:
     return f"{', '.join(ports)}: plugged in"
 
 
-def loss(lab: Lab, arguments: list[str]) -> str:
-    """``loss PERCENT NODE...``: lose frames at a port, in both directions."""
-    try:
-        percent = float(arguments[0].rstrip("%"))
-    except (IndexError, ValueError) as error:
-        raise UsageError("expected: loss PERCENT NODE...") from error
-    if not 0 <= percent <= 100:
-        raise UsageError(f"loss {percent:g}: expected 0 to 100 percent")
-    for port in _ports(lab, arguments[1:]):
-        lab.faults.loss[port] = percent
-    lab.install_faults()
-    return f"{', '.join(arguments[1:])}: {percent:g} % of the frames are lost"
+def _loss(verb: str, which: str, direction: str) -> Callable[[Lab, list[str]], str]:
+    def fault(lab: Lab, arguments: list[str]) -> str:
+        try:
+            percent = float(arguments[0].rstrip("%"))
+        except (IndexError, ValueError) as error:
+            raise UsageError(f"expected: {verb} PERCENT NODE...") from error
+        if not 0 <= percent <= 100:
+            raise UsageError(f"{verb} {percent:g}: expected 0 to 100 percent")
+        losses: dict[str, float] = getattr(lab.faults, which)
+        for port in _ports(lab, arguments[1:]):
+            losses[port] = percent
+            if percent == 0:
+                del losses[port]
+        lab.install_faults()
+        return f"{', '.join(arguments[1:])}: {percent:g} % of the frames{direction} are lost"
+
+    return fault
 
 
 def mute(lab: Lab, arguments: list[str]) -> str:
@@ -157,7 +165,8 @@ def heal(lab: Lab, arguments: list[str]) -> str:
 def app_down(lab: Lab, arguments: list[str]) -> str:
     """End the HTTP service; the agent does not notice, as with NLB."""
     for name in _hosts(lab, arguments):
-        lab.services[name].signal(signal.SIGKILL)
+        for service in lab.services[name]:
+            service.signal(signal.SIGKILL, whole_session=True)
     return f"{', '.join(arguments)}: HTTP service ended"
 
 
@@ -165,7 +174,7 @@ def app_up(lab: Lab, arguments: list[str]) -> str:
     """Start the HTTP service again."""
     for name in _hosts(lab, arguments):
         lab.reap()
-        if not lab.services[name].ended:
+        if not any(service.ended for service in lab.services[name]):
             raise SoftnlbError(f"the HTTP service of {name} is running")
         lab.start_services([name])
     return f"{', '.join(arguments)}: HTTP service started"
@@ -175,24 +184,84 @@ def clear_fdb(lab: Lab, arguments: list[str]) -> str:
     """The switch forgets every address that it learned."""
     if arguments:
         raise UsageError("clear-fdb takes no node: it is the switch that forgets")
-    lab.in_node(
-        "switch", lambda: run_tool(["ip", "link", "set", BRIDGE, "type", "bridge", "fdb_flush"])
-    )
+    lab.switch_ports([f"link set {bridge} type bridge fdb_flush" for bridge in lab.personalities])
     return "the switch forgot what it had learned"
 
 
 def snooping(lab: Lab, arguments: list[str]) -> str:
     """``snooping on`` or ``snooping off``: the kernel's IGMP snooping and its querier."""
-    if arguments not in (["on"], ["off"]):
-        raise UsageError("expected: snooping on, or snooping off")
-    lab.switch_ports(snooping_lines(arguments == ["on"]))
+    on = _on_or_off("snooping", arguments)
+    lab.switch_ports([snooping_line(bridge, on) for bridge in lab.personalities])
+    usual = {kind != "dumb" for kind in lab.personalities.values()}
+    _switched(lab, "snooping", arguments[0], usual == {on})
     return f"IGMP snooping is {arguments[0]}"
+
+
+def querier(lab: Lab, arguments: list[str]) -> str:
+    """``querier off`` or ``querier on``: whether anybody asks the hosts for their groups."""
+    on = _on_or_off("querier", arguments)
+    bridges = [bridge for bridge, kind in lab.personalities.items() if kind != "dumb"]
+    if not bridges:
+        raise SoftnlbError("the switch does not snoop, so it has no querier: snooping on first")
+    lab.switch_ports([line for bridge in bridges for line in querier_lines(bridge, on)])
+    _switched(lab, "querier", arguments[0], on)
+    return f"the IGMP querier is {arguments[0]}"
+
+
+def _on_or_off(verb: str, arguments: list[str]) -> bool:
+    if arguments not in (["on"], ["off"]):
+        raise UsageError(f"expected: {verb} on, or {verb} off")
+    return arguments == ["on"]
+
+
+def _switched(lab: Lab, what: str, state: str, usual: bool) -> None:
+    lab.switched.pop(what, None)
+    if not usual:
+        lab.switched[what] = state
+
+
+LEAK = "softnlb_leak"
+LEAK_RULES = f"""\
+table netdev {LEAK} {{{{
+  chain out {{{{
+    type filter hook egress device {INTERFACE} priority 100; policy accept;
+    ether saddr set {{mac}}
+  }}}}
+}}}}
+"""
+
+
+def leak_mac(lab: Lab, arguments: list[str]) -> str:
+    """A host sends from the cluster MAC address, as NLB does with MaskSourceMAC = 0."""
+    if lab.spec.mode != Mode.UNICAST:
+        raise SoftnlbError(
+            "leak-mac needs unicast mode: a multicast address is nobody's source, "
+            "and the switch would throw such frames away"
+        )
+    rules = LEAK_RULES.format(mac=unicast_mac(lab.layout.cluster_ip_address).hex(":"))
+    for name in _hosts(lab, arguments):
+        if name not in lab.leaking:
+            lab.in_node(name, lambda: run_tool(["nft", "-f", "-"], rules))
+            lab.leaking.add(name)
+    return f"{', '.join(arguments)}: sends from the cluster MAC address"
+
+
+def mask_mac(lab: Lab, arguments: list[str]) -> str:
+    """The host masks its source MAC address again, and the switch forgets the leaked one."""
+    for name in _hosts(lab, arguments):
+        if name not in lab.leaking:
+            raise SoftnlbError(f"{name} masks its source MAC address")
+        lab.in_node(name, lambda: run_tool(["nft", "delete", "table", "netdev", LEAK]))
+        lab.leaking.discard(name)
+    clear_fdb(lab, [])
+    return f"{', '.join(arguments)}: masks its source MAC address"
 
 
 def flush_rules(lab: Lab, arguments: list[str]) -> str:
     """``nft flush ruleset`` in a host, as a firewall script on a real machine does."""
     for name in _hosts(lab, arguments):
         lab.in_node(name, lambda: run_tool(["nft", "flush", "ruleset"]))
+        lab.leaking.discard(name)
     return f"{', '.join(arguments)}: all nft rules flushed"
 
 
@@ -206,7 +275,9 @@ FAULTS: dict[str, Callable[[Lab, list[str]], str]] = {
     "thaw": thaw,
     "unplug": unplug,
     "replug": replug,
-    "loss": loss,
+    "loss": _loss("loss", "loss", ""),
+    "loss-from": _loss("loss-from", "loss_from", " that it sends"),
+    "loss-to": _loss("loss-to", "loss_to", " to it"),
     "mute": mute,
     "deaf": deaf,
     "partition": partition,
@@ -215,6 +286,9 @@ FAULTS: dict[str, Callable[[Lab, list[str]], str]] = {
     "app-up": app_up,
     "clear-fdb": clear_fdb,
     "snooping": snooping,
+    "querier": querier,
+    "leak-mac": leak_mac,
+    "mask-mac": mask_mac,
     "flush-rules": flush_rules,
 }
 
@@ -224,6 +298,7 @@ def inject(lab: Lab, fault: str, arguments: list[str]) -> str:
     if fault not in FAULTS:
         raise UsageError(f"{fault} is not a fault: {', '.join(FAULTS)}")
     lab.reap()
+    lab.secret = False
     began_s = time.monotonic()
     message = FAULTS[fault](lab, arguments)
     if lab.log is not None:

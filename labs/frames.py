@@ -8,7 +8,6 @@ that port does not answer the connection that it belongs to.
 import json
 
 from labs.node import run_tool
-from labs.topology import CLUSTER_IP_ADDRESS
 
 TABLE = "softnlb_frames"
 COUNTERS = ("received", "forwarded", "flooded", "cluster", "kept", "answered")
@@ -18,8 +17,7 @@ Counts = dict[str, dict[str, int]]
 """Per port: in (from the node), forwarded, flooded and wasted (to the node)."""
 
 
-def _port_rules(port: str) -> list[str]:
-    address = str(CLUSTER_IP_ADDRESS)
+def _port_rules(port: str, address: str) -> list[str]:
     learn = "update @macs { ether saddr }"
     # The SYN-ACK shows that the SYN was not wasted, and whose the rest of the connection is.
     syn_ack = f"ip saddr {address} tcp flags & (syn | ack) == (syn | ack)"
@@ -47,8 +45,9 @@ def _port_rules(port: str) -> list[str]:
 class FrameTables:
     """One table per port, so that the port of a host that was powered off can be counted anew."""
 
-    def __init__(self, ports: list[str]) -> None:
+    def __init__(self, ports: list[str], cluster_ip_address: str) -> None:
         self._ports = ports
+        self._address = cluster_ip_address
         self._before = {port: dict.fromkeys(COUNTERS, 0) for port in ports}
 
     def install(self) -> None:
@@ -72,7 +71,13 @@ class FrameTables:
         lines: list[str] = []
         for port in ports:
             table = f"table netdev {TABLE}_{port}"
-            lines += [table, f"delete {table}", f"{table} {{", *_port_rules(port), "}"]
+            lines += [
+                table,
+                f"delete {table}",
+                f"{table} {{",
+                *_port_rules(port, self._address),
+                "}",
+            ]
         run_tool(["nft", "-f", "-"], "\n".join(lines) + "\n")
 
     def _read(self) -> dict[str, dict[str, int]]:

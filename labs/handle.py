@@ -59,7 +59,10 @@ class LabHandle:
 
     def node_pid(self, name: str) -> int:
         """Pid on this machine of the process that holds a node.  Raises SoftnlbError."""
-        nodes = {node["name"]: node["pid"] for node in self.ask("nodes")["nodes"]}
+        facts = self.ask("nodes")
+        nodes = {node["name"]: node["pid"] for node in facts["nodes"]}
+        if name in [switch["name"] for switch in facts["switches"]]:
+            name = "switch"  # it holds all of them
         if name not in nodes:
             raise SoftnlbError(f"{name} is not a node of this lab: {', '.join(nodes)}")
         if nodes[name] is None:

@@ -4,24 +4,28 @@ import contextlib
 import functools
 import os
 import select
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from labs.agents import ConfigReader, ask, host_status, start_agent
 from labs.events import EventLog
 from labs.node import NodeProcess, run_batch, run_tool
+from labs.plan import INTERFACE, Node, build
 from labs.process import MachineProc, Process, enter_node, fork, processes_in
 from labs.recorder import record
-from labs.service import serve
+from labs.service import nginx, serve
 from labs.snooping import mirror
-from labs.switch import PortFaults, bridge_lines, fault_ruleset, port_lines
-from labs.topology import CLUSTER_IP_ADDRESS, CLUSTER_NETWORK, TIMERS, LabSpec, Node, nodes
-from softnlb.errors import SoftnlbError
+from labs.switch import PortFaults, bridge_lines, fault_ruleset, port_lines, trunk_lines
+from labs.topology import LabSpec
+from softnlb.errors import MachineError, SoftnlbError
 
 CONVERGE_TIMEOUT_S = 60.0
+SERVERS = {"http": serve, "nginx": nginx}
 POLL_S = 0.02
 RECORDER_TIMEOUT_S = 2.0
 
@@ -32,13 +36,21 @@ class Lab:
     def __init__(self, spec: LabSpec, proc: MachineProc) -> None:
         self.spec = spec
         self.proc = proc
-        self.plan = {node.name: node for node in nodes(spec.hosts)}
+        self.layout = build(spec.complete_document())
+        self.plan = {node.name: node for node in self.layout.nodes}
+        self.behind = {cable.client: cable.router for cable in self.layout.cables}
+        self.personalities = {s.bridge: s.personality for s in self.layout.switches}
         self.nodes: dict[str, NodeProcess] = {}
         self.agents: dict[str, Process] = {}
-        self.services: dict[str, Process] = {}
+        self.services: dict[str, list[Process]] = {}
         self.faults = PortFaults()
         self.unplugged: set[str] = set()
         self.frozen: set[str] = set()
+        self.leaking: set[str] = set()
+        self.switched: dict[str, str] = {}
+        """What was switched on or off at the switch: "snooping" and "querier"."""
+        self.secret = False
+        """Whether the course broke something that the student shall find."""
         self.log: EventLog | None = None
         self._recorder: socket.socket | None = None
         self._recorder_ready: int | None = None
@@ -56,16 +68,22 @@ class Lab:
         for node in self.nodes.values():
             node.await_namespaces()
         if self.spec.agents:
-            self._reader = ConfigReader(self.spec, self._running(self.hosts()), self.proc)
-        lines = bridge_lines(self.spec.switch)
+            self._reader = ConfigReader(self._running(self.hosts()), self.proc)
+        lines = [line for switch in self.layout.switches for line in bridge_lines(switch)]
+        for trunk in self.layout.trunks:
+            lines += trunk_lines(trunk, self.personalities)
         for node in self.nodes.values():
             if node.node.port is not None:
-                lines += port_lines(node.node, node.pid, self.spec.switch)
-        router, client = self.nodes["router"].pid, self.nodes["client1"].pid
-        lines.append(f"link add eth1 netns {router} type veth peer name eth0 netns {client}")
+                lines += port_lines(node.node, node.pid, self.personalities[node.node.bridge])
+        for cable in self.layout.cables:
+            router, client = self.nodes[cable.router].pid, self.nodes[cable.client].pid
+            peer = f"peer name {INTERFACE} netns {client}"
+            lines.append(f"link add {cable.interface} netns {router} type veth {peer}")
         self.in_node("switch", lambda: run_batch("ip", lines))
-        if self.spec.switch == "mac":
-            process, ready = self._start("switch:mirror", "switch", mirror)
+        snooping = [name for name, kind in self.personalities.items() if kind == "mac"]
+        if snooping:
+            body = functools.partial(mirror, snooping)
+            process, ready = self._start("switch:mirror", "switch", body)
             self._others.append(process)
             _await_start("the snooping of the switch", ready)
         self._start_recorder()
@@ -76,14 +94,13 @@ class Lab:
 
     def _start_recorder(self) -> None:
         self.log = log = EventLog()
-        facts = {**self.describe(), "cluster_ip_address": str(CLUSTER_IP_ADDRESS)}
-        log.add("lab", name=self.spec.name, wall_s=time.time(), **facts)
+        log.add("lab", name=self.spec.name, wall_s=time.time(), **self.describe())
         if self.spec.record:
             ports = [node.port for node in self.plan.values() if node.port is not None]
-            period_ms = TIMERS[self.spec.timers][0]
+            address = str(self.layout.cluster_ip_address)
             self._recorder, inside = socket.socketpair()
             self._recorder.settimeout(RECORDER_TIMEOUT_S)
-            body = functools.partial(record, log, ports, period_ms, inside)
+            body = functools.partial(record, log, ports, address, self.spec.period_ms, inside)
             process, self._recorder_ready = self._start("switch:recorder", "switch", body)
             self._others.append(process)
             inside.close()
@@ -99,18 +116,25 @@ class Lab:
         """The HTTP service of these hosts; returns when clients may connect."""
         starting = []
         for name in names:
-            body = functools.partial(serve, self.plan[name].host_id)
-            self.services[name], ready = self._start(f"http:{name}", name, body)
-            starting.append((name, ready))
-        for name, ready in starting:
-            _await_start(f"the HTTP service of {name}", ready)
+            self.services[name] = []
+            for kind, ports in _by_kind(self.plan[name].services).items():
+                if kind == "nginx" and shutil.which("nginx") is None:
+                    raise MachineError(
+                        'nginx is not installed: install it, or write kind = "http" in the lab file'
+                    )
+                body = functools.partial(SERVERS[kind], self.plan[name].host_id, ports)
+                process, ready = self._start(f"{kind}:{name}", name, body)
+                self.services[name].append(process)
+                starting.append((f"the {kind} service of {name}", ready))
+        for what, ready in starting:
+            _await_start(what, ready)
         if self._recorder_ready is not None:
             ready, self._recorder_ready = self._recorder_ready, None
             _await_start("the recorder at the switch", ready)
 
     def start_agents(self, names: list[str]) -> None:
         """The agents of these hosts; they are not awaited."""
-        reader = self._reader or ConfigReader(self.spec, self._running(names), self.proc)
+        reader = self._reader or ConfigReader(self._running(names), self.proc)
         self._reader = None
         configs = reader.configs()
         for name in names:
@@ -124,13 +148,13 @@ class Lab:
         node = self.plan[name]
         fresh = NodeProcess(node, self.proc)
         fresh.await_namespaces()
-        lines = port_lines(node, fresh.pid, self.spec.switch)
+        lines = port_lines(node, fresh.pid, self.personalities[node.bridge])
         self.in_node("switch", lambda: run_batch("ip", lines))
         fresh.configure()
         fresh.await_configured()
         self.nodes[name] = fresh
-        self.unplugged.discard(name)
-        self.frozen.discard(name)
+        for broken in (self.unplugged, self.frozen, self.leaking):
+            broken.discard(name)
 
     # ------------------------------------------------------------ helpers
 
@@ -212,7 +236,7 @@ class Lab:
             process.pid: process
             for process in (
                 *self.agents.values(),
-                *self.services.values(),
+                *(process for each in self.services.values() for process in each),
                 *(node.process for node in self.nodes.values()),
                 *self._others,
             )
@@ -296,12 +320,31 @@ class Lab:
             )
         return {
             "name": self.spec.name,
-            "cluster_ip_address": str(CLUSTER_IP_ADDRESS),
             "mode": str(self.spec.mode),
             "hosts": hosts,
-            "faults": self.faults.describe() | {"unplugged": sorted(self.unplugged)},
+            "faults": self._faults(hosts),
             **self.describe(),
         }
+
+    def _faults(self, hosts: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is broken now, by name of the fault; what is whole is left out."""
+        if self.secret:
+            return {"unplugged": [], "hidden": "find it"}
+        names = dict(zip(self.hosts(), (host["state"] for host in hosts), strict=True))
+        down = [name for name, each in self.services.items() if any(p.ended for p in each)]
+        found = {
+            "killed": [name for name, state in names.items() if state == "killed"],
+            "agent_killed": [
+                name for name, state in names.items() if state == "no agent" and self.spec.agents
+            ],
+            "agent_stopped": [name for name, state in names.items() if state == "paused"],
+            "frozen": sorted(self.frozen),
+            "app_down": [name for name in down if self.nodes[name].alive],
+            "leaking_mac": sorted(self.leaking),
+            **self.switched,
+        }
+        broken = {name: value for name, value in found.items() if value}
+        return self.faults.describe() | {"unplugged": sorted(self.unplugged)} | broken
 
     def describe(self) -> dict[str, Any]:
         """What a program needs to enter the lab; asks no agent, so it takes no time."""
@@ -309,21 +352,31 @@ class Lab:
             "nodes": [self._describe(name) for name in self.plan],
             "spec": self.spec.to_json(),
             "supervisor_pid": self.proc.own_pid(),
+            "cluster_ip_address": str(self.layout.cluster_ip_address),
+            "switches": [asdict(switch) for switch in self.layout.switches],
         }
 
     def _describe(self, name: str) -> dict[str, Any]:
         node, running = self.plan[name], self.nodes[name]
         address = None
         if node.address is not None:
-            prefix = 16 if name == "client1" else CLUSTER_NETWORK.prefixlen
-            address = f"{node.address}/{prefix}"
+            address = f"{node.address}/{node.prefix}"
         return {
             "name": name,
             "kind": node.kind,
             "address": address,
             "pid": running.process.machine_pid if running.alive else None,
             "port": node.port,
+            "bridge": node.bridge or None,
+            "router": self.behind.get(name),
         }
+
+
+def _by_kind(services: tuple[tuple[str, int], ...]) -> dict[str, list[int]]:
+    ports: dict[str, list[int]] = {}
+    for kind, port in services:
+        ports.setdefault(kind, []).append(port)
+    return ports
 
 
 def _await_start(what: str, ready: int) -> None:

@@ -12,6 +12,7 @@ import random
 import socket
 import time
 from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Network
 from typing import Any
 
 from labs.handle import Channel
@@ -42,6 +43,10 @@ class Traffic:
     timeout_s: float = 0.5
     pool: bool = True
     """Many source addresses; False: the node's own, as for client2."""
+
+    server: tuple[str, int] = SERVER
+    addresses: str = str(CLIENT_POOL)
+    """The many source addresses, as a network."""
 
 
 @dataclass(slots=True)
@@ -117,6 +122,7 @@ class _Clients:
         self.result = Result()
         self.random = random.Random()
         self.stopped = asyncio.Event()
+        self.pool = IPv4Network(traffic.addresses)
 
     async def run(self) -> Result:
         traffic = self.traffic
@@ -164,8 +170,8 @@ class _Clients:
         """A socket bound to an address and port that were not used before."""
         for _ in range(BIND_TRIES):
             connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            offset = self.random.randrange(1, CLIENT_POOL.num_addresses - 1)
-            address = str(CLIENT_POOL[offset]) if self.traffic.pool else "0.0.0.0"
+            offset = self.random.randrange(1, self.pool.num_addresses - 1)
+            address = str(self.pool[offset]) if self.traffic.pool else "0.0.0.0"
             try:
                 connection.bind((address, self.random.randint(FIRST_PORT, LAST_PORT)))
             except OSError as error:
@@ -180,8 +186,9 @@ class _Clients:
         """Connect, ask and return the host id.  Raises OSError or TimeoutError."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self.traffic.timeout_s):
-            await loop.sock_connect(connection, SERVER)
-            request = f"GET {path} HTTP/1.1\r\nHost: {SERVER[0]}\r\nConnection: close\r\n\r\n"
+            await loop.sock_connect(connection, self.traffic.server)
+            host = self.traffic.server[0]
+            request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
             await loop.sock_sendall(connection, request.encode())
             answer = b""
             while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer:

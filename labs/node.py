@@ -15,8 +15,8 @@ from labs.namespaces import (
     set_host_name,
     unshare,
 )
+from labs.plan import Node
 from labs.process import MachineProc, Process, fork
-from labs.topology import Node
 from softnlb.errors import SoftnlbError
 
 PRIVATE_DIRECTORIES = ("/run", "/etc/softnlb", "/var/lib/softnlb")
@@ -86,6 +86,8 @@ def _hold(node: Node, orders: socket.socket) -> int:
             return 1
         run_batch("ip", node.setup)
         write_sysctls(node.sysctls)
+        if node.rules:
+            run_tool(["nft", "-f", "-"], node.rules)
         orders.sendall(b"configured")
     except (OSError, SoftnlbError) as error:
         with contextlib.suppress(OSError):

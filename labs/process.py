@@ -51,11 +51,11 @@ class Process:
             self._birth = None
         return self._machine_pid
 
-    def signal(self, number: int) -> None:
-        """Send a signal; nothing happens when the process has ended."""
+    def signal(self, number: int, whole_session: bool = False) -> None:
+        """Send a signal, to its children too if wanted; nothing happens when it has ended."""
         if not self.ended:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                (os.killpg if whole_session else os.kill)(self.pid, number)
 
 
 def enter_node(pid: int) -> None:

@@ -254,7 +254,12 @@ def _alive(pid: int, name: str) -> bool:
 
 
 def record(
-    log: EventLog, ports: list[str], period_ms: int, asked: socket.socket, ready: int
+    log: EventLog,
+    ports: list[str],
+    cluster_ip_address: str,
+    period_ms: int,
+    asked: socket.socket,
+    ready: int,
 ) -> int:
     """Watch until killed; one byte to ``ready`` when nothing can be missed any more.
 
@@ -264,7 +269,7 @@ def record(
     heartbeats = HeartbeatWatch(log, period_ms)
     switch = SwitchWatch(log, ports)
     logs = LogWatch(log)
-    frames = FrameTables(ports)
+    frames = FrameTables(ports, cluster_ip_address)
     frames.install()
     tap = Tap(heartbeats_in())
     os.write(ready, b"1")

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable
 
 from labs.handle import Channel, LabHandle
-from labs.topology import CLUSTER_IP_ADDRESS, SERVICE_PORT
+from labs.topology import SERVICE_PORT
 from softnlb.errors import SoftnlbError
 
 CHUNK_BYTES = 1 << 16
@@ -23,8 +24,10 @@ def relay(lab: LabHandle, port: int, opened: Callable[[int], None]) -> None:
     listener.listen(128)
 
     # The listening socket stays the machine's, although the process that accepts is in client1.
+    address = str(lab.spec().cluster_ip_address)
+
     def body(_: Channel) -> None:
-        asyncio.run(_accept(listener))
+        asyncio.run(_accept(listener, address))
 
     with lab.start("client1", body) as task:
         opened(listener.getsockname()[1])
@@ -32,14 +35,16 @@ def relay(lab: LabHandle, port: int, opened: Callable[[int], None]) -> None:
             task.result()
 
 
-async def _accept(listener: socket.socket) -> None:
-    server = await asyncio.start_server(_forward, sock=listener)
+async def _accept(listener: socket.socket, address: str) -> None:
+    server = await asyncio.start_server(functools.partial(_forward, address), sock=listener)
     await server.serve_forever()
 
 
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(
+    address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     try:
-        inner = await asyncio.open_connection(str(CLUSTER_IP_ADDRESS), SERVICE_PORT)
+        inner = await asyncio.open_connection(address, SERVICE_PORT)
     except OSError:
         writer.close()
         return

@@ -1,4 +1,4 @@
-"""The lab's HTTP service: says which host answered.  Port 80 on every address of the host.
+"""The lab's HTTP service: says which host answered.  On every address of the host.
 
 GET /          one JSON object with the host id, then keep-alive as HTTP/1.1 does
 GET /hold      the same object on one line, then an echo of every byte until the client closes
@@ -11,11 +11,13 @@ import contextlib
 import json
 import os
 import resource
+import select
 import socket
-
-from labs.topology import SERVICE_PORT
+import subprocess
+from pathlib import Path
 
 BACKLOG = 4096
+CONNECT_EVERY_S = 0.01
 REQUEST_MAX_BYTES = 8192
 ZEROS = bytes(1 << 18)
 
@@ -92,25 +94,65 @@ class Conversation(asyncio.Protocol):
         return json.dumps(answer).encode() + b"\n"
 
 
-async def _serve(host_id: int | None, ready: int) -> None:
+async def _serve(host_id: int | None, ports: list[int], ready: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        lambda: Conversation(host_id),
-        "0.0.0.0",
-        SERVICE_PORT,
-        backlog=BACKLOG,
-        reuse_address=True,
-    )
+    servers = [
+        await loop.create_server(
+            lambda: Conversation(host_id),
+            "0.0.0.0",
+            port,
+            backlog=BACKLOG,
+            reuse_address=True,
+        )
+        for port in ports
+    ]
     os.write(ready, b"1")
     os.close(ready)
-    async with server:
-        await server.serve_forever()
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
-def serve(host_id: int | None, ready: int) -> int:
+NGINX = """\
+daemon off;
+worker_processes 1;
+pid /run/nginx.pid;
+error_log /run/nginx.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log off;
+  server {{
+    {listen}
+    location / {{
+      default_type application/json;
+      return 200 '{{"host_id": {host_id}, "client": "$remote_addr:$remote_port"}}\\n';
+    }}
+  }}
+}}
+"""
+
+
+def nginx(host_id: int | None, ports: list[int], ready: int) -> int:
+    """nginx instead of the built-in service, with the same first answer; in the foreground."""
+    listen = " ".join(f"listen {port};" for port in ports)
+    config = Path("/run/nginx.conf")
+    config.write_text(NGINX.format(listen=listen, host_id=host_id))
+    with subprocess.Popen(
+        ["nginx", "-c", str(config), "-e", "/run/nginx.log", "-p", "/run"]
+    ) as web:
+        for port in ports:
+            while web.poll() is None:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                select.select([], [], [], CONNECT_EVERY_S)
+        if web.poll() is None:
+            os.write(ready, b"1")
+        os.close(ready)
+        return web.wait()
+
+
+def serve(host_id: int | None, ports: list[int], ready: int) -> int:
     """Serve until killed; one byte to the descriptor ``ready`` when clients may connect."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(_serve(host_id, ready))
+    asyncio.run(_serve(host_id, ports, ready))
     return 0

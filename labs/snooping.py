@@ -11,7 +11,7 @@ import os
 import socket
 
 from labs.node import run_tool
-from labs.switch import BRIDGE, elements
+from labs.switch import elements
 
 TABLE = "softnlb_snooping"
 
@@ -26,47 +26,69 @@ def group_mac(group: str) -> str:
     return f"01:00:5e:{second & 0x7F:02x}:{third:02x}:{fourth:02x}"
 
 
-def memberships(mdb: str) -> list[tuple[str, str]]:
-    """(group MAC, port) of every member in the output of ``bridge -j mdb show``."""
+Member = tuple[str, str, str]
+"""(bridge, group MAC, port)."""
+
+
+def memberships(mdb: str, bridges: list[str]) -> list[Member]:
+    """Every member in the output of ``bridge -j mdb show``, of these bridges.
+
+    Groups are IP groups that hosts joined, and MAC addresses that somebody entered by hand.
+    """
     found = set()
     for table in json.loads(mdb):
         for entry in table.get("mdb", []):
-            if entry["port"] != BRIDGE and entry["grp"].count(".") == 3:
-                found.add((group_mac(entry["grp"]), entry["port"]))
+            bridge, port, group = entry["dev"], entry["port"], entry["grp"]
+            if bridge not in bridges or port == bridge:
+                continue
+            if group.count(".") == 3:
+                found.add((bridge, group_mac(group), port))
+            elif group.count(":") == 5:
+                found.add((bridge, group, port))
     return sorted(found)
 
 
-def ruleset(members: list[tuple[str, str]]) -> str:
+def ports_of(links: str) -> list[tuple[str, str]]:
+    """(bridge, port) of each port in the output of ``bridge -j link show``."""
+    found = [(entry.get("master"), entry["ifname"]) for entry in json.loads(links or "[]")]
+    return sorted((bridge, port) for bridge, port in found if bridge)
+
+
+def ruleset(members: list[Member], ports: list[tuple[str, str]]) -> str:
     """The table as one nft transaction.  A group that nobody joined is flooded, as on hardware."""
+    groups = {(bridge, group) for bridge, group, _ in members}
+    known = sorted((g, port) for b, g in groups for bridge, port in ports if bridge == b)
     lines = [
         f"table bridge {TABLE}",
         f"delete table bridge {TABLE}",
         f"table bridge {TABLE} {{",
-        elements("ether_addr", "groups", sorted({group for group, _ in members})),
-        elements("ether_addr . ifname", "members", [f'{g} . "{port}"' for g, port in members]),
+        # By port, since not every kernel tells nft the name of the bridge.
+        elements("ifname . ether_addr", "groups", [f'"{port}" . {g}' for g, port in known]),
+        elements("ether_addr . ifname", "members", [f'{g} . "{port}"' for _, g, port in members]),
         "  chain forwarded {",
         "    type filter hook forward priority 10; policy accept;",
         "    ether daddr . oifname @members accept",
-        "    ether daddr @groups drop",
+        "    oifname . ether daddr @groups drop",
         "  }",
         "}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def mirror(ready: int) -> int:
-    """Follow the MDB until killed; one byte to ``ready`` when the table stands.
+def mirror(bridges: list[str], ready: int) -> int:
+    """Follow the MDBs of these bridges until killed; one byte to ``ready`` when the table stands.
 
     Runs inside the switch.
     """
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     events.bind((0, 1 << (RTNLGRP_MDB - 1)))
-    installed: list[tuple[str, str]] | None = None
+    installed: list[Member] | None = None
     while True:
-        present = memberships(run_tool(["bridge", "-j", "mdb", "show", "dev", BRIDGE]))
+        present = memberships(run_tool(["bridge", "-j", "mdb", "show"]), bridges)
         if present != installed:
-            run_tool(["nft", "-f", "-"], ruleset(present))
+            ports = ports_of(run_tool(["bridge", "-j", "link", "show"]))
+            run_tool(["nft", "-f", "-"], ruleset(present, ports))
             installed = present
         if ready >= 0:
             os.write(ready, b"1")

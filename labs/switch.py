@@ -1,49 +1,74 @@
 """The switch: a real Linux bridge with one of three personalities, and faults on its ports."""
 
 from dataclasses import dataclass, field
-from itertools import product
 
-from labs.topology import Node
+from labs.plan import Node, Switch, Trunk
 
 BRIDGE = "br0"
+"""The bridge of the first switch; the others are br1, br2 and so on."""
 
 TABLE = "softnlb_faults"
 
 
-def bridge_lines(personality: str) -> list[str]:
-    """Lines for ``ip -batch`` that make the bridge.
+def bridge_lines(switch: Switch) -> list[str]:
+    """Lines for ``ip -batch`` that make the bridge of a switch.
 
     Snooping needs a querier, or the kernel floods as if it were off; the short response interval
     (in hundredths of a second) ends the querier's waiting time after which snooping begins.
     IGMPv3, because in version 2 a host that hears another's report keeps its own to itself, and
     this switch would not learn its port before the next query.
     """
-    snooping = int(personality != "dumb")
+    snooping = int(switch.personality != "dumb")
     return [
-        f"link add {BRIDGE} type bridge stp_state 0 mcast_snooping {snooping}"
+        f"link add {switch.bridge} type bridge stp_state 0 mcast_snooping {snooping}"
         f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {snooping}",
-        f"link set {BRIDGE} up",
+        f"link set {switch.bridge} up",
     ]
 
 
 def port_lines(node: Node, pid: int, personality: str) -> list[str]:
     """Lines for ``ip -batch`` in the switch that lay the cable to a node held by ``pid``."""
     port = node.port
-    lines = [
+    return [
         f"link add {port} type veth peer name {node.interface} netns {pid}",
-        f"link set {port} master {BRIDGE}",
+        *_plugged_in(str(port), node.bridge, personality),
     ]
+
+
+def trunk_lines(trunk: Trunk, personalities: dict[str, str]) -> list[str]:
+    """Lines for ``ip -batch`` in the switch that connect two bridges; personality by bridge."""
+    (_, one), (_, other) = trunk.ends
+    lines = [f"link add {one} type veth peer name {other}"]
+    for bridge, port in trunk.ends:
+        lines += _plugged_in(port, bridge, personalities[bridge])
+    return lines
+
+
+def _plugged_in(port: str, bridge: str, personality: str) -> list[str]:
+    lines = [f"link set {port} master {bridge}"]
     if personality == "mac":
         # The kernel snoops by IP group and would black-hole the cluster's frames; with every port
         # a router port it only learns, and the table of labs/snooping.py decides.
         lines.append(f"link set {port} type bridge_slave mcast_router 2")
-    lines.append(f"link set {port} up")
-    return lines
+    return [*lines, f"link set {port} up"]
 
 
-def snooping_lines(on: bool) -> list[str]:
-    """Lines for ``ip -batch`` that switch the kernel's snooping."""
-    return [f"link set {BRIDGE} type bridge mcast_snooping {int(on)} mcast_querier {int(on)}"]
+def snooping_line(bridge: str, on: bool) -> str:
+    """A line for ``ip -batch`` that switches the kernel's snooping."""
+    return f"link set {bridge} type bridge mcast_snooping {int(on)} mcast_querier {int(on)}"
+
+
+def querier_lines(bridge: str, on: bool) -> list[str]:
+    """Lines for ``ip -batch`` that switch the querier alone.
+
+    Without one nobody asks the hosts, and what the switch knows runs out: after 4 s here, after
+    260 s by the standard, which is too long for a lesson.
+    """
+    interval = 26000 if on else 400
+    return [
+        f"link set {bridge} type bridge mcast_querier {int(on)} "
+        f"mcast_membership_interval {interval}"
+    ]
 
 
 @dataclass(slots=True)
@@ -51,12 +76,15 @@ class PortFaults:
     """Faults that the switch plays, by port name.
 
     ``mute``: nothing that comes in is passed on.  ``deaf``: nothing goes out.  ``loss``: percent
-    of frames lost, in both directions.  ``partition``: two sides that do not reach each other.
+    of frames lost, in both directions; ``loss_from`` only those that the node sends, ``loss_to``
+    only those sent to it.  ``partition``: two sides that do not reach each other.
     """
 
     mute: set[str] = field(default_factory=set)
     deaf: set[str] = field(default_factory=set)
     loss: dict[str, float] = field(default_factory=dict)
+    loss_from: dict[str, float] = field(default_factory=dict)
+    loss_to: dict[str, float] = field(default_factory=dict)
     partition: tuple[frozenset[str], frozenset[str]] | None = None
 
     def forget(self, port: str | None = None) -> None:
@@ -64,12 +92,14 @@ class PortFaults:
         if port is None:
             self.mute.clear()
             self.deaf.clear()
-            self.loss.clear()
             self.partition = None
+            for losses in (self.loss, self.loss_from, self.loss_to):
+                losses.clear()
             return
         self.mute.discard(port)
         self.deaf.discard(port)
-        self.loss.pop(port, None)
+        for losses in (self.loss, self.loss_from, self.loss_to):
+            losses.pop(port, None)
 
     def describe(self) -> dict[str, object]:
         """For ``lab status --json``: only what is in force."""
@@ -77,6 +107,8 @@ class PortFaults:
             "mute": sorted(self.mute),
             "deaf": sorted(self.deaf),
             "loss_percent": dict(sorted(self.loss.items())),
+            "loss_from_percent": dict(sorted(self.loss_from.items())),
+            "loss_to_percent": dict(sorted(self.loss_to.items())),
             "partition": [sorted(side) for side in self.partition or ()],
         }
         return {name: value for name, value in facts.items() if value}
@@ -90,26 +122,36 @@ def elements(kind: str, name: str, members: list[str]) -> str:
 
 def fault_ruleset(faults: PortFaults) -> str:
     """The table that plays the faults, as one nft transaction."""
-    cut: list[str] = []
-    if faults.partition is not None:
-        one, other = (sorted(side) for side in faults.partition)
-        pairs = [*product(one, other), *product(other, one)]
-        cut = [f'"{a}" . "{b}"' for a, b in pairs]
+    one, other = faults.partition or ((), ())
     lines = [
         f"table bridge {TABLE}",
         f"delete table bridge {TABLE}",
         f"table bridge {TABLE} {{",
         elements("ifname", "mute", [f'"{port}"' for port in sorted(faults.mute)]),
         elements("ifname", "deaf", [f'"{port}"' for port in sorted(faults.deaf)]),
-        elements("ifname . ifname", "cut", cut),
+        elements("ifname", "one", [f'"{port}"' for port in sorted(one)]),
+        elements("ifname", "other", [f'"{port}"' for port in sorted(other)]),
+        # The mark goes along through a trunk, where the port no longer tells the side.
+        "  chain arrived {",
+        "    type filter hook prerouting priority -300; policy accept;",
+        "    iifname @one meta mark set 1",
+        "    iifname @other meta mark set 2",
+        "  }",
         "  chain forwarded {",
         "    type filter hook forward priority 0; policy accept;",
         "    iifname @mute drop",
         "    oifname @deaf drop",
-        "    iifname . oifname @cut drop",
+        "    oifname @one meta mark 2 drop",
+        "    oifname @other meta mark 1 drop",
     ]
-    for port, percent in sorted(faults.loss.items()):
-        # nft refuses a comparison that is always true.
-        draw = "drop" if percent >= 100 else f"numgen random mod 10000 < {percent * 100:.0f} drop"
-        lines += [f'    iifname "{port}" {draw}', f'    oifname "{port}" {draw}']
+    for losses, directions in (
+        (faults.loss, ("iifname", "oifname")),
+        (faults.loss_from, ("iifname",)),
+        (faults.loss_to, ("oifname",)),
+    ):
+        for port, percent in sorted(losses.items()):
+            # nft refuses a comparison that is always true.
+            draw = f"numgen random mod 10000 < {percent * 100:.0f} drop"
+            draw = "drop" if percent >= 100 else draw
+            lines += [f'    {direction} "{port}" {draw}' for direction in directions]
     return "\n".join([*lines, "  }", "}"]) + "\n"

@@ -1,4 +1,4 @@
-"""The lab as a plan: nodes, cables and addresses; pure.
+"""What a user chooses about a lab, and the lab that stands when nothing else is said; pure.
 
     client1 ---- router ---+
                            |
@@ -10,7 +10,8 @@ alike; client2 shows the view from the cluster's own subnet, and the bystander t
 """
 
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
 
 from modes.plan import Mode
 from softnlb.errors import UsageError
@@ -33,8 +34,13 @@ TIMERS = {"nlb": (1000, 5), "fast": (100, 5)}
 """Alive message period in ms and tolerance by name."""
 
 SWITCHES = ("dumb", "linux", "mac")
+SERVICES = ("http", "nginx")
 DATA_PLANES = ("auto", "nfqueue", "ebpf")
 ATTACHES = ("auto", "tc", "xdp", "xdp-generic")
+
+
+Document = dict[str, Any]
+"""A lab file with nothing left out: the tables of labs/lab_schema.py, as JSON carries them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,9 @@ class LabSpec:
     """False builds the network and the services only."""
     record: bool = True
     """False: nobody follows heartbeats and counts frames for the event log; for benchmarks."""
+
+    document: Document | None = None
+    """A checked lab file, which the fields above then only summarize; None is the usual lab."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.hosts <= HOSTS_MAX:
@@ -85,114 +94,85 @@ class LabSpec:
         fields["mode"] = Mode(str(fields["mode"]))
         return cls(**fields)  # type: ignore[arg-type]
 
+    def complete_document(self) -> Document:
+        """The lab as a file would describe it."""
+        return self.document or usual_document(self)
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One machine of the lab.  ``port``: its interface on the switch, None when not on it.
+    @property
+    def cluster_ip_address(self) -> IPv4Address:
+        """The primary one."""
+        if self.document is None:
+            return CLUSTER_IP_ADDRESS
+        return IPv4Interface(self.document["cluster"]["ip_address"]).ip
 
-    ``interface``: the node's own end of that cable.  ``setup``: lines for ``ip -batch`` and
-    ``sysctls`` (path below /proc/sys, value), carried out inside once the cables are in.
-    """
+    @property
+    def period_ms(self) -> int:
+        """The alive message period."""
+        own = (self.document or {"cluster": {}})["cluster"].get("alive_message_period_ms")
+        return int(own or TIMERS[self.timers][0])
 
-    name: str
-    kind: str
-    port: str | None
-    interface: str = "eth0"
-    host_id: int | None = None
-    address: IPv4Address | None = None
-    setup: tuple[str, ...] = ()
-    sysctls: tuple[tuple[str, str], ...] = ()
+    def client_pool(self, client: str) -> IPv4Network | None:
+        """The many addresses of a client node; None when it has only its own."""
+        for table in self.complete_document()["client"]:
+            if table["name"] == client and table["pool"] is not None:
+                return IPv4Network(table["pool"])
+        return None
 
 
 def dedicated_ip_address(host_id: int) -> IPv4Address:
-    """10.1.0.1 for host 1, and so on."""
+    """10.1.0.1 for host 1, and so on, in the usual lab."""
     return CLUSTER_NETWORK[host_id]
 
 
-def _leaf(name: str, kind: str, address: IPv4Address, host_id: int | None = None) -> Node:
-    """A node with one cable, to the switch, and its default route through the router."""
-    return Node(
-        name=name,
-        kind=kind,
-        port=name,
-        host_id=host_id,
-        address=address,
-        setup=(
-            "link set lo up",
-            f"addr add {address}/{CLUSTER_NETWORK.prefixlen} dev eth0",
-            "link set eth0 up",
-            f"route add default via {ROUTER_ADDRESS}",
-        ),
-    )
-
-
-def host_node(host_id: int) -> Node:
-    """The node of a cluster host."""
-    return _leaf(f"host{host_id}", "host", dedicated_ip_address(host_id), host_id)
-
-
-def nodes(hosts: int) -> tuple[Node, ...]:
-    """Every node of a lab, the switch first because all cables begin there."""
-    switch = Node("switch", "switch", None, setup=("link set lo up",))
-    router = Node(
-        name="router",
-        kind="router",
-        port="router",
-        address=ROUTER_ADDRESS,
-        setup=(
-            "link set lo up",
-            f"addr add {ROUTER_ADDRESS}/{CLUSTER_NETWORK.prefixlen} dev eth0",
-            f"addr add {ROUTER_CLIENT_ADDRESS}/{CLIENT_NETWORK.prefixlen} dev eth1",
-            "link set eth0 up",
-            "link set eth1 up",
-            # One neighbour for all of client1's addresses: 16,384 would overflow the ARP table.
-            f"route add {CLIENT_POOL} via {CLIENT_ADDRESS}",
-        ),
-        sysctls=(("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/send_redirects", "0")),
-    )
-    client1 = Node(
-        name="client1",
-        kind="client",
-        port=None,
-        address=CLIENT_ADDRESS,
-        setup=(
-            "link set lo up",
-            f"addr add {CLIENT_ADDRESS}/{CLIENT_NETWORK.prefixlen} dev eth0",
-            "link set eth0 up",
-            f"route add local {CLIENT_POOL} dev lo",
-            f"route add default via {ROUTER_CLIENT_ADDRESS}",
-        ),
-    )
-    return (
-        switch,
-        router,
-        client1,
-        _leaf("client2", "client", CLIENT2_ADDRESS),
-        _leaf("bystander", "bystander", BYSTANDER_ADDRESS),
-        *(host_node(host_id) for host_id in range(1, hosts + 1)),
-    )
-
-
-def cluster_toml(spec: LabSpec, host_id: int) -> str:
-    """The configuration file of one host, /etc/softnlb/cluster.toml in its node."""
+def usual_document(spec: LabSpec) -> Document:
+    """The lab of the picture above."""
     prefix = CLUSTER_NETWORK.prefixlen
-    return f"""\
-[cluster]
-ip_address = "{CLUSTER_IP_ADDRESS}/{prefix}"
-mode = "{spec.mode}"
-timers = "{spec.timers}"
-
-[host]
-id = {host_id}
-interface = "eth0"
-dedicated_ip_address = "{dedicated_ip_address(host_id)}/{prefix}"
-data_plane = "{spec.data_plane}"
-attach = "{spec.attach}"
-
-[[port_rule]]
-ports = "0-65535"
-protocol = "both"
-filtering_mode = "multiple"
-affinity = "{spec.affinity}"
-load_weight = 50
-"""
+    hosts = [
+        {
+            "id": host_id,
+            "name": f"host{host_id}",
+            "switch": "switch",
+            "address": f"{dedicated_ip_address(host_id)}/{prefix}",
+        }
+        for host_id in range(1, spec.hosts + 1)
+    ]
+    routed: Document = {"name": "client1", "router": "router", "switch": None}
+    routed |= {"address": f"{CLIENT_ADDRESS}/{CLIENT_NETWORK.prefixlen}", "pool": str(CLIENT_POOL)}
+    near: Document = {"name": "client2", "router": None, "switch": "switch"}
+    near |= {"address": f"{CLIENT2_ADDRESS}/{prefix}", "pool": None}
+    return {
+        "lab": {"name": spec.name, "data_plane": spec.data_plane, "attach": spec.attach},
+        "cluster": {
+            "ip_address": f"{CLUSTER_IP_ADDRESS}/{prefix}",
+            "mode": str(spec.mode),
+            "timers": spec.timers,
+        },
+        "port_rule": [
+            {
+                "ports": "0-65535",
+                "protocol": "both",
+                "filtering_mode": "multiple",
+                "affinity": spec.affinity,
+                "load_weight": 50,
+            }
+        ],
+        "switch": [{"name": "switch", "personality": spec.switch}],
+        "trunk": [],
+        "router": [
+            {
+                "name": "router",
+                "switch": "switch",
+                "address": f"{ROUTER_ADDRESS}/{prefix}",
+                "arp": "any",
+                "nat": False,
+            }
+        ],
+        "host": hosts,
+        "client": [routed, near],
+        "bystander": [
+            {"name": "bystander", "switch": "switch", "address": f"{BYSTANDER_ADDRESS}/{prefix}"}
+        ],
+        "service": [
+            {"kind": "http", "port": SERVICE_PORT, "hosts": [host["name"] for host in hosts]}
+        ],
+    }

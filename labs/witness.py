@@ -26,9 +26,9 @@ class Answered:
     hosts: tuple[str, ...]
 
 
-def watch(channel: Channel) -> dict[str, Any]:
+def watch(channel: Channel, address: IPv4Address = CLUSTER_IP_ADDRESS) -> dict[str, Any]:
     """Body of a task in the switch: note every SYN-ACK of the cluster until told to stop."""
-    tap = Tap(syn_ack_filter(CLUSTER_IP_ADDRESS.packed))
+    tap = Tap(syn_ack_filter(address.packed))
     seen: dict[tuple[bytes, int], list[str]] = {}
     channel.send({"ready": True})
     stopping = False
@@ -58,7 +58,7 @@ def twice(records: list[Answered]) -> list[Answered]:
     return [record for record in records if len(record.hosts) > 1]
 
 
-def _counting_rules(ports: list[str]) -> str:
+def _counting_rules(ports: list[str], address: IPv4Address) -> str:
     lines = [f"table netdev {TABLE}", f"delete table netdev {TABLE}", f"table netdev {TABLE} {{"]
     for direction, hook in (("in", "ingress"), ("out", "egress")):
         for port in ports:
@@ -66,7 +66,7 @@ def _counting_rules(ports: list[str]) -> str:
                 f"  counter {direction}_{port} {{ }}",
                 f"  chain {direction}_{port} {{",
                 f"    type filter hook {hook} device {port} priority 0; policy accept;",
-                f"    ip daddr {CLUSTER_IP_ADDRESS} counter name {direction}_{port}",
+                f"    ip daddr {address} counter name {direction}_{port}",
                 "  }",
             ]
     return "\n".join([*lines, "}"]) + "\n"
@@ -78,7 +78,7 @@ class FrameCounters:
     def __init__(self, lab: LabHandle) -> None:
         self._lab = lab
         self._ports = [node["port"] for node in lab.ask("nodes")["nodes"] if node["port"]]
-        rules = _counting_rules(self._ports)
+        rules = _counting_rules(self._ports, lab.spec().cluster_ip_address)
 
         def install(_: Channel) -> None:
             from labs.node import run_tool
@@ -102,7 +102,7 @@ class FrameCounters:
 
 def learned(lab: LabHandle) -> dict[str, list[str]]:
     """The switch's FDB: MAC addresses learned per port, in the hyphen form of Windows."""
-    output = lab.output("switch", ["bridge", "-j", "fdb", "show", "br", "br0"])
+    output = lab.output("switch", ["bridge", "-j", "fdb", "show"])
     found: dict[str, list[str]] = {}
     for entry in json.loads(output):
         if entry.get("state", "") != "permanent" and entry.get("master"):

@@ -172,7 +172,7 @@ def load(path: str | os.PathLike[str]) -> ClusterConfig:
     """
     from softnlb.config_check import build
 
-    return build(Path(path), _read(Path(path)))
+    return build(Path(path), read_toml(Path(path)))
 
 
 def load_in_child(
@@ -219,7 +219,8 @@ def _answer_and_exit(path: str | os.PathLike[str], write_end: int) -> None:
         os._exit(status)  # never run the parent's clean-up code in the child
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a file.  Raises ConfigError when it cannot be read or is not TOML."""
     import tomllib
 
     code = ReturnCode.BAD_PARAMS.name

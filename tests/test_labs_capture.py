@@ -14,6 +14,7 @@ from softnlb.capture_file import read_capture
 from softnlb.cli import run
 from softnlb.errors import SoftnlbError
 from tests.labs import COMMAND, ROOT, running
+from tests.netns import wait_for
 
 REQUESTS = 40
 FIELDS = ("frame.interface_name", "frame.comment", "ip.src", "tcp.srcport", "tcp.flags")
@@ -29,6 +30,16 @@ def tshark(path, condition, *fields):
         check=True,
     )
     return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def learned_after_replug(handle) -> bool:
+    """Whether the switch knows again where host3 is."""
+    events = [json.loads(line) for line in handle.events().splitlines()]
+    back_s = max(event["at_s"] for event in events if event.get("fault") == "replug")
+    return any(
+        event.get("change") == "learned" and event["port"] == "host3" and event["at_s"] > back_s
+        for event in events
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +64,7 @@ def captured(tmp_path_factory):
             result = burst(handle, Traffic(burst=REQUESTS, timeout_s=5.0))
             handle.fault("unplug", "host3")
             handle.fault("replug", "host3")
+            wait_for(lambda: learned_after_replug(handle))
             await_converged(handle, [1, 2, 3])
             tap.send_signal(2)
             assert tap.wait(20) == 0

@@ -9,11 +9,12 @@ import pytest
 
 from labs.drawing import lab_map
 from labs.pcapng import Writer
+from labs.plan import build
 from labs.runs.bulk import interval
 from labs.snooping import group_mac, memberships
 from labs.snooping import ruleset as snooping_ruleset
 from labs.switch import PortFaults, fault_ruleset
-from labs.topology import CLIENT_POOL, LabSpec, cluster_toml, dedicated_ip_address, nodes
+from labs.topology import CLIENT_POOL, LabSpec, dedicated_ip_address
 from modes.plan import Mode
 from softnlb.errors import UsageError
 
@@ -41,7 +42,7 @@ def test_a_spec_survives_its_way_to_the_supervisor():
 
 
 def test_names_and_addresses_of_the_nodes():
-    plan = {node.name: node for node in nodes(32)}
+    plan = {node.name: node for node in build(LabSpec(hosts=32).complete_document()).nodes}
     assert list(plan)[:5] == ["switch", "router", "client1", "client2", "bystander"]
     assert str(plan["host32"].address) == "10.1.0.32"
     assert plan["host32"].host_id == 32
@@ -56,7 +57,8 @@ def test_the_configuration_of_a_host_is_valid(tmp_path):
     from softnlb.config import load
 
     path = tmp_path / "cluster.toml"
-    path.write_text(cluster_toml(LabSpec(timers="fast", mode=Mode.IGMP), 3))
+    document = LabSpec(timers="fast", mode=Mode.IGMP).complete_document()
+    path.write_text(build(document).nodes[-2].config)
     config = load(path)
     assert config.host_id == 3
     assert config.mode == Mode.IGMP
@@ -75,9 +77,8 @@ def test_fault_rules_say_what_is_in_force_and_nothing_else():
     assert 'set mute { type ifname; elements = { "host1" }; }' in text
     assert 'iifname "host2" numgen random mod 10000 < 250 drop' in text
     assert 'oifname "host3" drop' in text
-    for pair in ('"host1" . "router"', '"router" . "host1"', '"host2" . "host1"'):
-        assert pair in text
-    assert '"host2" . "router"' not in text
+    assert 'set one { type ifname; elements = { "host1" }; }' in text
+    assert 'set other { type ifname; elements = { "host2", "router" }; }' in text
     faults.forget("host2")
     assert faults.loss == {"host3": 100.0}
     faults.forget()
@@ -100,14 +101,19 @@ def test_memberships_come_from_the_mdb():
             "router": {},
         }
     ]
-    found = memberships(json.dumps(mdb))
-    assert found == [("01:00:5e:7f:00:64", "host1")]
-    assert '01:00:5e:7f:00:64 . "host1"' in snooping_ruleset(found)
+    found = memberships(json.dumps(mdb), ["br0"])
+    assert found == [("br0", "01:00:5e:7f:00:64", "host1")]
+    assert memberships(json.dumps(mdb), ["br1"]) == []
+    rules = snooping_ruleset(found, [("br0", "host1"), ("br0", "x"), ("br1", "y")])
+    groups = [line for line in rules.splitlines() if "set groups" in line]
+    assert '"x" . 01:00:5e:7f:00:64' in groups[0]
+    assert '"y"' not in groups[0], "another switch, which may flood"
+    assert '01:00:5e:7f:00:64 . "host1"' in snooping_ruleset(found, [])
 
 
 def test_a_capture_file_is_pcapng_with_port_names_and_directions(tmp_path):
     file = io.BytesIO()
-    writer = Writer(file, ["host1", "router"])
+    writer = Writer(file, ["host1", "router"], ["the switch", "its own"])
     frame = bytes.fromhex("ffffffffffff 020100000001 0800".replace(" ", "")) + bytes(47)
     writer.frame(0, 1_700_000_000_123_456_789, frame, len(frame), to_switch=True)
     writer.frame(1, 1_700_000_001_000_000_000, frame, len(frame), to_switch=False)
@@ -128,15 +134,24 @@ def test_a_capture_file_is_pcapng_with_port_names_and_directions(tmp_path):
 
 def test_the_map_shows_every_node_of_a_small_lab_and_shortens_a_large_one():
     def status(hosts):
+        plan = build(LabSpec(hosts=hosts).complete_document())
         described = [
-            {"name": node.name, "kind": node.kind, "address": f"{node.address}/24"}
-            for node in nodes(hosts)
+            {
+                "name": node.name,
+                "kind": node.kind,
+                "address": f"{node.address}/24",
+                "port": node.port,
+                "bridge": node.bridge or None,
+                "router": "router" if node.name == "client1" else None,
+            }
+            for node in plan.nodes
         ]
         return {
             "name": "lab",
             "mode": "unicast",
             "cluster_ip_address": "10.1.0.100",
             "nodes": described,
+            "switches": [{"name": "switch", "bridge": "br0", "personality": "dumb"}],
         }
 
     small = lab_map(status(4))

@@ -1,0 +1,286 @@
+"""A lab file as nodes, cables and configuration files; pure."""
+
+import json
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+from labs.topology import Document
+
+INTERFACE = "eth0"
+
+HOST_TABLE_KEYS_OF_THE_LAB = (
+    "name",
+    "switch",
+    "address",
+    "load_weights",
+    "handling_priorities",
+)
+"""Keys of [[host]] that say something about the lab; all others go into the host's own file."""
+
+STRICT_ARP = """\
+table arp strict {
+  chain input {
+    type filter hook input priority 0; policy accept;
+    arp saddr ether and 01:00:00:00:00:00 == 01:00:00:00:00:00 drop
+  }
+}
+"""
+"""A router that obeys RFC 1812, 3.3.2: no ARP answer may claim a multicast MAC address."""
+
+NAT = f"""\
+table ip translation {{
+  chain postrouting {{
+    type nat hook postrouting priority 100; policy accept;
+    oifname "{INTERFACE}" masquerade
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One machine of the lab.  ``port``: its interface on a switch, None when not on one.
+
+    ``interface``: the node's own end of that cable, ``bridge`` the bridge at the other.  ``setup``:
+    lines for ``ip -batch``, ``sysctls`` (path below /proc/sys, value) and ``rules`` for nft,
+    carried out inside once the cables are in.  ``services``: (kind, port) of a host, and
+    ``config`` the text of its configuration file.
+    """
+
+    name: str
+    kind: str
+    port: str | None
+    interface: str = INTERFACE
+    bridge: str = ""
+    host_id: int | None = None
+    address: IPv4Address | None = None
+    prefix: int = 0
+    cluster_ip_address: IPv4Address | None = None
+    setup: tuple[str, ...] = ()
+    sysctls: tuple[tuple[str, str], ...] = ()
+    rules: str = ""
+    services: tuple[tuple[str, int], ...] = ()
+    config: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One switch: a bridge in the node "switch", which holds all of them."""
+
+    name: str
+    personality: str
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """A cable between two switches: (bridge, port) of each end."""
+
+    ends: tuple[tuple[str, str], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """From a router's interface to the eth0 of a client behind it."""
+
+    router: str
+    interface: str
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that has to be built."""
+
+    nodes: tuple[Node, ...]
+    switches: tuple[Switch, ...]
+    trunks: tuple[Trunk, ...]
+    cables: tuple[Cable, ...]
+    cluster_ip_address: IPv4Address
+
+
+def build(document: Document) -> Plan:
+    """The plan of a checked lab file."""
+    switches = tuple(
+        Switch(table["name"], table["personality"], f"br{number}")
+        for number, table in enumerate(document["switch"])
+    )
+    bridges = {switch.name: switch.bridge for switch in switches}
+    routers = [(table, IPv4Interface(table["address"])) for table in document["router"]]
+    cables, nodes = [], [Node("switch", "switch", None, setup=("link set lo up",))]
+    for table, _ in routers:
+        behind = [client for client in document["client"] if client["router"] == table["name"]]
+        nodes.append(_router(table, bridges[table["switch"]], behind))
+        for number, client in enumerate(behind, 1):
+            cables.append(Cable(table["name"], f"eth{number}", client["name"]))
+            nodes.append(_routed_client(client))
+    for kind in ("client", "bystander", "host"):
+        for table in document[kind]:
+            if table.get("router") is None:
+                nodes.append(_leaf(table, kind, bridges, routers, document))
+    trunks = tuple(
+        Trunk(((bridges[one], f"trunk{number}a"), (bridges[other], f"trunk{number}b")))
+        for number, (one, other) in enumerate((t["between"] for t in document["trunk"]), 1)
+    )
+    return Plan(tuple(nodes), switches, trunks, tuple(cables), _primary(document))
+
+
+def _primary(document: Document) -> IPv4Address:
+    return IPv4Interface(document["cluster"]["ip_address"]).ip
+
+
+def gateway(client: Document) -> IPv4Address:
+    """The router's address in the network of a client behind it: the first that is free."""
+    interface = IPv4Interface(client["address"])
+    return next(address for address in interface.network.hosts() if address != interface.ip)
+
+
+def _router(table: Document, bridge: str, behind: list[Document]) -> Node:
+    interface = IPv4Interface(table["address"])
+    setup = [
+        "link set lo up",
+        f"addr add {interface} dev {INTERFACE}",
+        f"link set {INTERFACE} up",
+    ]
+    for number, client in enumerate(behind, 1):
+        address = IPv4Interface(client["address"])
+        setup += [
+            f"addr add {gateway(client)}/{address.network.prefixlen} dev eth{number}",
+            f"link set eth{number} up",
+        ]
+        if client["pool"] is not None:
+            # One neighbour for all addresses of a client: 16,384 would overflow the ARP table.
+            setup.append(f"route add {client['pool']} via {address.ip}")
+    return Node(
+        name=table["name"],
+        kind="router",
+        port=table["name"],
+        bridge=bridge,
+        address=interface.ip,
+        prefix=interface.network.prefixlen,
+        setup=tuple(setup),
+        sysctls=(("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/send_redirects", "0")),
+        rules=(STRICT_ARP if table["arp"] == "strict" else "") + (NAT if table["nat"] else ""),
+    )
+
+
+def _routed_client(table: Document) -> Node:
+    interface = IPv4Interface(table["address"])
+    pool = () if table["pool"] is None else (f"route add local {table['pool']} dev lo",)
+    return Node(
+        name=table["name"],
+        kind="client",
+        port=None,
+        address=interface.ip,
+        prefix=interface.network.prefixlen,
+        setup=(
+            "link set lo up",
+            f"addr add {interface} dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            *pool,
+            f"route add default via {gateway(table)}",
+        ),
+    )
+
+
+def _leaf(
+    table: Document,
+    kind: str,
+    bridges: dict[str, str],
+    routers: list[tuple[Document, IPv4Interface]],
+    document: Document,
+) -> Node:
+    """A node with one cable, to a switch, and its default route through the router there."""
+    interface = IPv4Interface(table["address"])
+    way_out = [router.ip for _, router in routers if router.ip in interface.network]
+    host = kind == "host"
+    name = table["name"]
+    return Node(
+        name=name,
+        kind=kind,
+        port=name,
+        bridge=bridges[table["switch"]],
+        host_id=table["id"] if host else None,
+        address=interface.ip,
+        prefix=interface.network.prefixlen,
+        setup=(
+            "link set lo up",
+            f"addr add {interface} dev {INTERFACE}",
+            f"link set {INTERFACE} up",
+            *_routes(document, interface.network, way_out),
+        ),
+        cluster_ip_address=_primary(document) if host else None,
+        services=_services(document, name) if host else (),
+        config=config_toml(document, table) if host else "",
+    )
+
+
+def _routes(
+    document: Document, network: IPv4Network, way_out: list[IPv4Address]
+) -> tuple[str, ...]:
+    """Default through the first router; through the others only what lies behind them."""
+    routes = [f"route add default via {way_out[0]}"] if way_out else []
+    for router in document["router"]:
+        address = IPv4Interface(router["address"]).ip
+        if address in network and address not in way_out[:1] and not router["nat"]:
+            for client in document["client"]:
+                if client["router"] == router["name"]:
+                    behind = IPv4Interface(client["address"]).network
+                    routes.append(f"route add {behind} via {address}")
+    return tuple(routes)
+
+
+def _services(document: Document, host: str) -> tuple[tuple[str, int], ...]:
+    return tuple(
+        (service["kind"], service["port"])
+        for service in document["service"]
+        if host in service["hosts"]
+    )
+
+
+# ---------------------------------------------------------------- configuration files
+
+
+def config_tables(document: Document, host: Document) -> Document:
+    """What stands in the configuration file of one host, as tables."""
+    own = {key: value for key, value in host.items() if key not in HOST_TABLE_KEYS_OF_THE_LAB}
+    rules = [dict(rule) for rule in document["port_rule"]]
+    for key, listed in (
+        ("load_weight", host.get("load_weights")),
+        ("handling_priority", host.get("handling_priorities")),
+    ):
+        for rule, value in zip(rules, listed or (), strict=False):
+            rule[key] = value
+    return {
+        "cluster": document["cluster"],
+        "host": {
+            "interface": INTERFACE,
+            "dedicated_ip_address": host["address"],
+            "data_plane": document["lab"]["data_plane"],
+            "attach": document["lab"]["attach"],
+            **own,
+        },
+        "port_rule": rules,
+    }
+
+
+def config_toml(document: Document, host: Document) -> str:
+    """The configuration file of one host, /etc/softnlb/cluster.toml in its node."""
+    tables = config_tables(document, host)
+    parts = [_table(f"[{name}]", tables[name]) for name in ("cluster", "host")]
+    parts += [_table("[[port_rule]]", rule) for rule in tables["port_rule"]]
+    return "\n".join(parts)
+
+
+def _table(head: str, table: Document) -> str:
+    return "\n".join([head, *(f"{key} = {_value(value)}" for key, value in table.items())]) + "\n"
+
+
+def _value(value: Any) -> str:
+    """A value as TOML writes it; what JSON and TOML share but for tables and lists."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(each) for each in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
