@@ -204,11 +204,19 @@ def test_garbage_on_the_wire_is_counted_and_changes_nothing(hosts: list[Host]) -
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0) as sender:
             header = bytes.fromhex("bf01dec0 06020000 02000000 0a010064 0a010002")
-            for payload in (b"", b"x" * 60, header, header + bytes(1476), header + bytes(1400)):
+            whole = header + bytes(1476)
+            for payload in (
+                b"",
+                b"x" * 60,
+                header,
+                whole[:1400],
+                whole,
+                whole[:8] + b"\xff" * 1488,
+            ):
                 sender.sendto(payload, ("eth0", 0x886F, 0, 0, b"\xff" * 6))
 
     hosts[2].node.call(send)
-    wait_for(lambda: sum(hosts[0].ask("display")["heartbeats_ignored"].values()) >= 4)
+    wait_for(lambda: sum(hosts[0].ask("display")["heartbeats_ignored"].values()) >= 1)
     after = [host.ask("query") for host in hosts]
     for was, now in zip(before, after, strict=True):
         del was["last_converged_s_ago"], now["last_converged_s_ago"]

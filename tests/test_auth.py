@@ -2,7 +2,11 @@
 
 import hashlib
 import hmac
+import random
+from collections import deque
 from dataclasses import replace
+from enum import Enum
+from ipaddress import IPv4Address
 
 import pytest
 from hypothesis import given
@@ -21,6 +25,7 @@ from convergence.auth import (
 from convergence.events import Command, FrameReceived, LogEvent, MapsChanged, SendFrame
 from convergence.heartbeat import FRAME_BYTES
 from convergence.telling import SOURCES_MAX
+from labs.forger import KINDS
 from tests.simulator.world import World
 
 KEY = Key(1, bytes(range(32)))
@@ -250,3 +255,39 @@ def test_invented_source_addresses_do_not_fill_the_log() -> None:
         told += sum(isinstance(output, LogEvent) for output in host.machine.step(event))
     assert told == SOURCES_MAX
     assert host.machine.counters == {"wrong-key": 1000}
+
+
+def facts(thing: object) -> object:
+    """Everything that an object holds, as plain values that can be compared."""
+    if isinstance(thing, dict):
+        return {key: facts(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple | deque):
+        return [facts(one) for one in thing]
+    names = [*getattr(thing, "__dict__", {}), *getattr(type(thing), "__slots__", ())]
+    if not names or isinstance(thing, Enum | IPv4Address):
+        return thing
+    return {name: facts(getattr(thing, name)) for name in names}
+
+
+COUNTED = ("now_ms", "awake_ms", "installed_until_ms", "outputs", "counters", "rarely", "held_by")
+"""That the process runs, and that a bad frame came: what a starting host waits for, too."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_frame_changes_nothing_at_a_running_member(kind: str) -> None:
+    world, sent = signed_pair()
+    machine = world.hosts[1].machine
+    now_ms = world.now_ms + world.hosts[1].clock_ms
+    chance = random.Random(kind)
+
+    def held() -> object:
+        state = facts(machine._state)
+        assert isinstance(state, dict)
+        return {name: value for name, value in state.items() if name not in COUNTED}
+
+    before = held()
+    for _ in range(200):
+        bad = KINDS[kind](chance.choice(sent[1] + sent[2]), chance)
+        outputs = machine.step(FrameReceived(now_ms, bad, now_ms, b"\x02" * 6))
+        assert not any(isinstance(output, MapsChanged | SendFrame) for output in outputs)
+    assert held() == before

@@ -24,6 +24,7 @@ from labs.runs import (
     failover,
     flooding,
     flush,
+    forged,
     forwarding,
     keys,
     killed,
@@ -275,3 +276,15 @@ def test_keys_change_without_a_convergence():
     assert result["broken"] == result["new_connections_failed"] == 0
     assert result["answered_by_two_hosts"] == 0
     assert result["long_connections"] == 20
+
+
+def test_bad_heartbeats_at_20000_a_second_change_nothing():
+    with running("forged", hosts=2, record=False) as handle:
+        result = forged.measure(handle, frames=24_000)
+    kinds = {row["kind"]: row for row in result["kinds"]}
+    assert result["convergences"] == result["broken"] == result["answered_by_two_hosts"] == 0
+    assert all(row["samples_not_converged"] == 0 for row in result["kinds"])
+    for kind in ("forged", "unsigned", "noise"):
+        assert kinds[kind]["reached_the_agent"] > 0
+    assert kinds["truncated"]["reached_the_agent"] == 0, "the kernel drops them"
+    assert all(len(row["events"]) <= 2 for row in result["kinds"])

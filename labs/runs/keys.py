@@ -33,7 +33,7 @@ first host signs with it.  So no host ever meets a heartbeat that it cannot beli
 change without a convergence.  A step in the wrong order would split the cluster; it is refused."""
 
 
-def _write(lab: LabHandle, node: str, authentication: str, lines: list[str]) -> None:
+def set_keys(lab: LabHandle, node: str, authentication: str, lines: list[str]) -> None:
     """The key file and the two lines of the configuration, as an operator would edit them."""
     lab.output(node, ["sed", "-i", "/^key_file/d; /^authentication/d", CONFIG])
     if authentication == "none":
@@ -68,7 +68,7 @@ def measure(lab: LabHandle, hold: int = HOLD, back: bool = True) -> dict[str, An
         with traffic(lab, Traffic(hold=hold, rate=RATE)) as task:
             for authentication, lines in steps:
                 for node in nodes:
-                    _write(lab, node, authentication, lines)
+                    set_keys(lab, node, authentication, lines)
                     ask_agent(lab, node, "reload")
                 rows.append(_step(lab, nodes, authentication, lines, before))
             pause(1.0)
