@@ -254,11 +254,17 @@ def screen(payload: bytes) -> bytes | Foreign:
     return payload[CLUSTER_IP_OFFSET : CLUSTER_IP_OFFSET + 4]
 
 
-def decode(payload: bytes, previous: Heartbeat | None = None) -> Heartbeat:
-    """What a frame that passed ``screen`` means.  Raises HeartbeatError and nothing else.
+def decode(payload: bytes, previous: Heartbeat | None = None) -> Heartbeat | Foreign:
+    """Bytes -> meaning.  Raises HeartbeatError and nothing else.
 
     ``previous``: the sender's last heartbeat, if any; its statement is reused when equal.
     """
+    seen = screen(payload)
+    return seen if isinstance(seen, Foreign) else decode_screened(payload, previous)
+
+
+def decode_screened(payload: bytes, previous: Heartbeat | None = None) -> Heartbeat:
+    """``decode`` for a frame that ``screen`` found to have our shape."""
     if (
         previous is not None
         and payload[_TAIL_OFFSET:_VARIES_OFFSET] == previous.statement.tail

@@ -11,7 +11,7 @@ from convergence.heartbeat import (
     Foreign,
     Heartbeat,
     HeartbeatError,
-    decode,
+    decode_screened,
     screen,
 )
 from convergence.state import State
@@ -39,7 +39,7 @@ def receive(state: State, event: FrameReceived) -> None:
             _tell_unverifiable(state, event, verdict)
             return
         peer = state.heard.primary.get(payload[HOST_ID_OFFSET])
-        frame = decode(payload, peer.heartbeat if peer is not None else None)
+        frame = decode_screened(payload, peer.heartbeat if peer is not None else None)
     except HeartbeatError as error:
         conflicts.bad_frame(state, event, error.kind, str(error))
         return
