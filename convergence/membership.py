@@ -296,10 +296,9 @@ def _lose(state: State, dead: list[Peer]) -> None:
         where = address(peer.statement.dedicated_ip_address)
         text = f"Host {peer.host_id} is lost: no heartbeat for {state.death_ms} ms."
         state.log("host-lost", Severity.WARNING, text, host_id=peer.host_id)
-        if any(peer.statement.current):
-            state.lost[peer.host_id, peer.code] = peer
-            state.orphans_stale = True
-            state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
+        state.lost[peer.host_id, peer.code] = peer
+        state.orphans_stale = True
+        state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
     embargo_ms = EMBARGO_PERIODS * state.period_ms
     # I may have missed the last words about a host that I do not hear myself.
     by_word = any(newest_ms(state, peer) > peer.received_ms + state.period_ms for peer in dead)

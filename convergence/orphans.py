@@ -83,24 +83,24 @@ def came_back(state: State, peer: Peer) -> None:
 def recompute(state: State) -> None:
     """The buckets of mine in which nobody can have a live connection.
 
-    Mine for 3 s; reported idle by every host heard within T x P in a frame whose current map lacks
-    them; and not held last by a host that fell silent and may still serve.
+    Mine for 3 s; and every other host reported them idle in a frame whose current map lacks them:
+    the members, whoever else was heard within T x P, and the hosts that fell silent, unless they
+    are proven gone.  A host may serve connections in buckets that it has not held for long.
     """
     now_ms = state.now_ms
     state.acquired = [entry for entry in state.acquired if now_ms - entry[0] < SETTLE_MS]
     orphan = list(state.current)
     for _ms, slot, bits in state.acquired:
         orphan[slot] &= ~bits
-    for known in (state.heard.primary, state.heard.rivals):
-        for peer in known.values():
-            if now_ms - peer.received_ms >= state.death_ms:
-                continue
-            said = peer.statement
-            for slot, (idle, held) in enumerate(zip(said.idle, said.current, strict=True)):
-                orphan[slot] &= idle & ~held
-    for peer in state.lost.values():
-        for slot, held in enumerate(peer.statement.current):
-            orphan[slot] &= ~held
+    strangers = (*state.heard.primary.values(), *state.heard.rivals.values())
+    for peer in (
+        *state.view.values(),
+        *(peer for peer in strangers if now_ms - peer.received_ms < state.death_ms),
+        *state.lost.values(),
+    ):
+        said = peer.statement
+        for slot, (idle, held) in enumerate(zip(said.idle, said.current, strict=True)):
+            orphan[slot] &= idle & ~held
     state.orphan = orphan
     state.orphans_stale = False
     # Time alone brings new ones.

@@ -536,10 +536,12 @@ def test_orphans_need_3_s_of_ownership_and_the_idle_reports_of_all() -> None:
 def test_a_host_lost_by_silence_keeps_its_buckets_from_being_orphans() -> None:
     """A dead agent must not cost the connections that its kernel still serves."""
     world = cluster(1, 2, run_ms=4000)
+    scan(world, 2)
+    world.run(4200)
     seen = collect(world)
     machine = world.hosts[1].machine
     world.network.side[2] = 1
-    world.run(4000 + 2 * DEATH_MS)
+    world.run(4200 + 2 * DEATH_MS)
     probe = next(one for _a, host, one in seen if host == 1 and isinstance(one, ProbeHost))
     assert probe.dedicated_ip_address == IPv4Address("10.1.0.2")
     world.run(9000)
@@ -547,6 +549,25 @@ def test_a_host_lost_by_silence_keeps_its_buckets_from_being_orphans() -> None:
     assert world.hosts[1].plane.orphan[0] == (1 << 30) - 1
     still = machine.step(HostProbed(clock(world, 1), 2, probe.host_code, gone=False))
     assert not any(isinstance(one, MapsChanged) for one in still)
+    gone = machine.step(HostProbed(clock(world, 1), 2, probe.host_code, gone=True))
+    assert [one.orphan[0] for one in gone if isinstance(one, MapsChanged)] == [ALL_BUCKETS]
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_lost_host_may_serve_connections_in_buckets_of_others(drained: bool) -> None:
+    """Buckets moved away from them, maybe all: their kernel answers, so nobody may reset them."""
+    world = cluster(1, 2, run_ms=4000)
+    if drained:
+        world.command(2, Command.DRAINSTOP)
+        world.run(8000)
+    assert bool(any(world.hosts[2].plane.current)) is not drained
+    seen = collect(world)
+    machine = world.hosts[1].machine
+    world.network.side[2] = 1
+    world.run(12_000)
+    assert world.hosts[1].plane.current[0] == ALL_BUCKETS
+    assert world.hosts[1].plane.orphan[0] == 0, "host 2 has never said that any is idle"
+    probe = next(one for _a, host, one in seen if host == 1 and isinstance(one, ProbeHost))
     gone = machine.step(HostProbed(clock(world, 1), 2, probe.host_code, gone=True))
     assert [one.orphan[0] for one in gone if isinstance(one, MapsChanged)] == [ALL_BUCKETS]
 
