@@ -30,6 +30,10 @@ QUIET = (
     # A socket that outlives its process keeps its namespace: without this, the kernel holds the
     # nodes of a lab that is down for a minute or two.
     ("net/ipv4/tcp_orphan_retries", "3"),
+    # A switch runs nobody's firewall over every frame at every port.
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
 )
 
 

@@ -149,10 +149,15 @@ def nginx(host_id: int | None, ports: list[int], ready: int) -> int:
         return web.wait()
 
 
-def serve(host_id: int | None, ports: list[int], ready: int) -> int:
-    """Serve until killed; one byte to the descriptor ``ready`` when clients may connect."""
+def raise_open_files_limit() -> None:
+    """To as many as this process may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def serve(host_id: int | None, ports: list[int], ready: int) -> int:
+    """Serve until killed; one byte to the descriptor ``ready`` when clients may connect."""
+    raise_open_files_limit()
     asyncio.run(_serve(host_id, ports, ready))
     return 0

@@ -66,8 +66,9 @@ def test_a_program_costs_more_than_an_empty_one(document: dict[str, Any]) -> Non
         assert row["over_empty_ns"] == row["value"] - row["empty_ns"] > 0
 
 
-def test_a_flood_is_measured_for_every_filter_and_size(document: dict[str, Any]) -> None:
-    found = rows(document, "flood")
+@pytest.mark.parametrize("what", ["SYN flood", "datagram flood"])
+def test_a_flood_is_measured_for_every_filter_and_size(document: dict[str, Any], what: str) -> None:
+    found = rows(document, what)
     assert {(row["hosts"], row["plane"]) for row in found} == {
         (hosts, plane) for hosts in (2, 3) for plane in PLANES
     }
@@ -114,23 +115,28 @@ def test_every_round_begins_with_another_one() -> None:
 
 
 @pytest.mark.parametrize("name", PLANES)
-def test_each_datagram_is_kept_by_exactly_one_host(name: str) -> None:
+def test_each_frame_is_kept_by_exactly_one_host(name: str) -> None:
     def body() -> bool:
-        Flood(Filtered(name, 3)).check()
+        rig = Filtered(name, 3)
+        for connections in (False, True):
+            flood = Flood(rig, connections)
+            flood.check()
+            flood.close()
         return True
 
     assert apart(body)
 
 
+@pytest.mark.parametrize(("connections", "frames"), [(False, "datagrams"), (True, "SYNs")])
 def test_a_filter_that_lets_everything_through_is_found_out(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, connections: bool, frames: str
 ) -> None:
     monkeypatch.setitem(FILTERS, "xt_cluster", none)
 
     def body() -> None:
-        Flood(Filtered("xt_cluster", 3)).check()
+        Flood(Filtered("xt_cluster", 3), connections).check()
 
-    with pytest.raises(SoftnlbError, match="xt_cluster on 3 hosts: 360 datagrams kept of 120"):
+    with pytest.raises(SoftnlbError, match=f"xt_cluster on 3 hosts: 360 {frames} kept of 120"):
         apart(body)
 
 
@@ -143,7 +149,8 @@ def test_what_is_missing_becomes_a_row_with_the_reason(monkeypatch: pytest.Monke
     found = apart(lambda: live(2, 0.01, 7))
     gone = [row for row in found if row["plane"] == "xt_cluster"]
     assert [(row["what"], row["reason"]) for row in gone] == [
-        ("flood", "iptables: no such match"),
+        ("SYN flood", "iptables: no such match"),
+        ("datagram flood", "iptables: no such match"),
         ("connections", "iptables: no such match"),
     ]
     others = [row for row in found if row["plane"] != "xt_cluster"]

@@ -20,6 +20,7 @@ from labs.runs import (
     bulk,
     changes,
     connections,
+    containers,
     drainstop,
     failover,
     flooding,
@@ -28,6 +29,7 @@ from labs.runs import (
     forwarding,
     keys,
     killed,
+    many,
     pause,
     timing,
 )
@@ -235,6 +237,14 @@ def test_flooding_at_the_bystander(mode, switch, percent):
     assert not result["cluster_mac_learned"]
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+def test_connections_to_containers_survive_moves_in_every_mode(mode):
+    switch = "mac" if mode == Mode.IGMP else "dumb"
+    with running(f"ct-{mode}", hosts=3, mode=mode, switch=switch, affinity="none") as handle:
+        result = containers.measure(handle, hold=20)
+    assert containers.good(result), result
+
+
 def test_snooping_by_ip_group_black_holes_nlb_multicast():
     """A lesson of its own: the Linux bridge drops what it was never asked for by that group."""
     with running("blackhole", hosts=2, mode=Mode.MULTICAST, switch="dumb") as handle:
@@ -260,6 +270,13 @@ def test_bulk_measures_pairs_and_says_how_sure_it_is():
     assert all(rate > 0.05 for rate in result["filter_gbit_s"])
     low, high = result["interval_95"]
     assert 0 < low <= result["median_ratio"] <= high
+
+
+def test_open_connections_cost_the_data_plane_no_memory(cluster):
+    result = many.measure(cluster, count=500, rounds=1)
+    assert result["connections"] >= 500
+    assert result["with"]["maps_kib"] == result["without"]["maps_kib"] > 0
+    assert result["with"]["resident_kib"] < result["without"]["resident_kib"] + 4096
 
 
 def test_timing_measures_the_commands_themselves():

@@ -30,7 +30,7 @@ def run(as_json: bool, hosts: tuple[int, ...], seconds: float, pairs: int) -> in
         def cluster(count: int = count) -> list[Row]:
             return live(count, seconds, pairs)
 
-        rows += _part("flood", count, cluster)
+        rows += _part("floods and connections", count, cluster)
     for plane, name in BULK_PLANES.items():
 
         def upload(plane: str = plane, name: str = name) -> list[Row]:

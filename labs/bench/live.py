@@ -11,7 +11,7 @@ from labs.bench.flood import Flood
 from labs.bench.report import Row, measured, missing
 from softnlb.errors import SoftnlbError
 
-FLOOD, CONNECTIONS = "flood", "connections"
+SYN_FLOOD, FLOOD, CONNECTIONS = "SYN flood", "datagram flood", "connections"
 NO_FILTER = PEERS[0]
 WARM_UP = 0.2
 """Share of a measurement's length that each filter runs before the first round counts."""
@@ -24,19 +24,25 @@ def live(hosts: int, seconds: float, pairs: int) -> list[Row]:
     """Rows of a cluster of ``hosts`` hosts; in fresh namespaces."""
     reasons: dict[str, str] = {}
     rigs: dict[str, Filtered] = {}
-    floods: dict[str, Flood] = {}
     for name in FILTERS:
         try:
             rigs[name] = Filtered(name, hosts)
-            floods[name] = Flood(rigs[name])
-            floods[name].check()
         except (SoftnlbError, OSError) as error:
             reasons[name] = str(error)
-    running = {name: flood.run for name, flood in floods.items() if name not in reasons}
-    rows = _flood_rows(hosts, _rounds(running, seconds, pairs))
-    for flood in floods.values():
-        flood.close()
-    rows += [missing(FLOOD, hosts, name, reason) for name, reason in reasons.items()]
+    rows: list[Row] = []
+    for what in (SYN_FLOOD, FLOOD):
+        floods: dict[str, Flood] = {}
+        for name in FILTERS.keys() - reasons.keys():
+            try:
+                floods[name] = Flood(rigs[name], connections=what == SYN_FLOOD)
+                floods[name].check()
+            except (SoftnlbError, OSError) as error:
+                reasons[name] = str(error)
+        running = {name: floods[name].run for name in FILTERS if name not in reasons}
+        rows += _flood_rows(what, hosts, _rounds(running, seconds, pairs))
+        for flood in floods.values():
+            flood.close()
+        rows += [missing(what, hosts, name, reason) for name, reason in reasons.items()]
 
     # Without a filter every host would answer: only a single host can be compared with.
     rigs[NO_FILTER] = Filtered(NO_FILTER, 1)
@@ -75,9 +81,9 @@ def _rows(
     return rows
 
 
-def _flood_rows(hosts: int, samples: dict[str, list[Sample]]) -> list[Row]:
+def _flood_rows(what: str, hosts: int, samples: dict[str, list[Sample]]) -> list[Row]:
     rows = []
-    for row, taken in _rows(FLOOD, hosts, "frames/s", "frames_per_s", samples):
+    for row, taken in _rows(what, hosts, "frames/s", "frames_per_s", samples):
         for key in ("cpu_us_per_frame", "lost_share"):
             row[key] = round(statistics.median(each[key] for each in taken), 4)
         # Frames per second of CPU time: blind to other processes on the machine.

@@ -18,6 +18,9 @@ CLIENT_ADDRESS = "10.1.0.200"
 CLIENT_POOL = IPv4Network("10.2.64.0/18")
 """Source addresses of the client: what is hashed, so that every host owns some."""
 
+FLOOD_POOL = IPv4Network("10.2.128.0/18")
+"""Source addresses of frames to whose answers the client's stack shall not react."""
+
 HOST_SYSCTLS = (
     *QUIET,
     ("net/ipv4/conf/all/rp_filter", "0"),
@@ -89,4 +92,5 @@ def _host_setup(number: int) -> list[str]:
         "link set eth0 up",
         f"neigh add {CLIENT_ADDRESS} lladdr {CLIENT_MAC} dev eth0 nud permanent",
         f"route add {CLIENT_POOL} via {CLIENT_ADDRESS}",
+        f"route add {FLOOD_POOL} via {CLIENT_ADDRESS}",
     ]
