@@ -1,18 +1,17 @@
 """The two multicast modes: the interface keeps its own MAC address and joins the cluster's.
 
 Multicast joins 03-BF-w-x-y-z; IGMP multicast joins the group 239.255.y.z, whose MAC address is
-01-00-5E-7F-y-z, so that a switch that snoops IGMP knows the ports of the hosts.
+01-00-5E-7F-y-z, so that a switch that snoops IGMP knows the ports of the hosts; an IPv6 cluster
+does the same with MLD, ff05::efff:y.z and 33-33-EF-FF-y-z.
 """
 
-from ipaddress import IPv4Interface
-
 from modes import mac, nft
-from modes.plan import LinkChoices, LinkPlan, Mode
+from modes.plan import InterfaceAddress, LinkChoices, LinkPlan, Mode
 
 
 def plan(
     interface: str,
-    cluster_ip_addresses: tuple[IPv4Interface, ...],
+    cluster_ip_addresses: tuple[InterfaceAddress, ...],
     igmp: bool,
     plane_sets_packet_type: bool,
     choices: LinkChoices,
@@ -21,7 +20,7 @@ def plan(
     addresses = tuple(address.ip for address in cluster_ip_addresses)
     primary = addresses[0]
     if igmp:
-        cluster_mac = mac.igmp_multicast_mac(primary)  # whatever is chosen: it is the group's
+        cluster_mac = mac.group_mac(primary)  # whatever is chosen: it is the group's
     else:
         cluster_mac = choices.cluster_mac or mac.multicast_mac(primary)
     return LinkPlan(
@@ -33,16 +32,16 @@ def plan(
         interface_mac=None,
         # Who joins the group has joined its MAC address with it.
         join_mac=not igmp,
-        igmp_group=mac.igmp_group(primary) if igmp else None,
+        group=mac.group(primary) if igmp else None,
         heartbeat_destination=cluster_mac,
         announces=choices.arp_for_vip,
-        nft_tables=nft.tables(interface),
+        nft_tables=nft.tables(interface, addresses),
         nft_ruleset=nft.ruleset(
             interface,
             cluster_mac,
             addresses,
             plane_sets_packet_type,
-            answers_arp=choices.arp_for_vip,
+            choices=choices,
         ),
-        sysctls=nft.SYSCTLS,
+        sysctls=nft.sysctls(interface, addresses),
     )

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
+
+from modes.mac import IPAddress
+
+InterfaceAddress = IPv4Interface | IPv6Interface
 
 
 class Mode(StrEnum):
@@ -22,7 +26,10 @@ class LinkChoices:
     mask_source_mac: bool = True
     """Unicast: False makes the cluster MAC the interface's own, as behind a hub."""
     arp_for_vip: bool = True
-    """False answers no ARP request for a cluster IP address: neighbours have static entries."""
+    """False answers no ARP request and no neighbour solicitation for a cluster IP address:
+    neighbours have static entries."""
+    dedicated_ipv6_address: IPv6Address | None = None
+    """Of this host, not of all: in whose name it asks for neighbours of an IPv6 cluster."""
 
 
 AS_NLB_DOES = LinkChoices()
@@ -37,7 +44,7 @@ class LinkPlan:
 
     interface: str
     mode: Mode
-    cluster_ip_addresses: tuple[IPv4Interface, ...]
+    cluster_ip_addresses: tuple[InterfaceAddress, ...]
     """Added after everything else stands, removed before anything else falls."""
     cluster_mac: bytes
     """Destination of every client frame, and the answer to every ARP request for a cluster IP."""
@@ -48,8 +55,8 @@ class LinkPlan:
     itself where the source is not masked."""
     join_mac: bool
     """Multicast: ``cluster_mac`` joined as a packet membership."""
-    igmp_group: IPv4Address | None
-    """IGMP: group to join, 239.255.y.z."""
+    group: IPAddress | None
+    """IGMP: group to join, 239.255.y.z or ff05::efff:y.z."""
     heartbeat_destination: bytes
     announces: bool
     """Whether take-overs are announced to the neighbours, and their requests answered."""

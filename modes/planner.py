@@ -1,16 +1,14 @@
 """The one entry: a mode and a host's configuration in, the LinkPlan out."""
 
-from ipaddress import IPv4Interface
-
 from modes import multicast, unicast
-from modes.plan import AS_NLB_DOES, LinkChoices, LinkPlan, Mode
+from modes.plan import AS_NLB_DOES, InterfaceAddress, LinkChoices, LinkPlan, Mode
 
 
 def plan_link(
     mode: Mode,
     interface: str,
     host_id: int,
-    cluster_ip_addresses: tuple[IPv4Interface, ...],
+    cluster_ip_addresses: tuple[InterfaceAddress, ...],
     plane_sets_packet_type: bool = False,
     choices: LinkChoices = AS_NLB_DOES,
 ) -> LinkPlan:

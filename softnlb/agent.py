@@ -160,8 +160,7 @@ class Agent:
             serving.install(output, self.machine.rule_states)
         elif isinstance(output, LeaseRenewed):
             serving.renew(output.valid_until_ms)
-        elif isinstance(output, ProbeHost) and self.config.link_choices.mask_source_mac:
-            # Hosts with one and the same MAC address cannot answer: their silence proves nothing.
+        elif isinstance(output, ProbeHost) and self.config.probes_prove:
             self._probes.ask(self.config.interface, output, boot_ms())
 
     # ------------------------------------------------------------ what wakes the loop
@@ -244,7 +243,7 @@ class Agent:
     def start(self, force: bool = False) -> None:
         """Join the cluster; on a draining host, end the drain."""
         if self.serving is None:
-            choice = choose(self.data_plane, self.attach)
+            choice = choose(self.data_plane, self.attach, self.config.has_ipv6)
             serving = Serving(self.config, choice.plane, self.directory)
             serving.start()
             self.serving, before, self.choice = serving, self.choice, choice
@@ -310,6 +309,8 @@ class Agent:
         handlers: dict[int, Callable[[], None]] = {}
         if serving.heartbeats is not None:
             handlers[serving.heartbeats.fileno()] = self.frames
+        if serving.neighbours is not None:
+            handlers[serving.neighbours.fileno()] = serving.neighbours.answer
         for monitor in serving.monitors():
             handlers[monitor.fileno()] = partial(self._changed_by_others, monitor)
         if (plane_end := serving.plane_fileno()) is not None:

@@ -183,10 +183,11 @@ def queryport(result: Result) -> None:
 def ip2mac(result: Result) -> None:
     """The MAC addresses of a cluster, one mode per line."""
     click.echo(bold(f"Cluster {result['cluster_ip_address']}"))
+    kind = "igmp" if "igmp_group" in result else "mld"
     rows = [
         ["unicast", result["unicast"], "MAC address of every host's cluster interface"],
         ["multicast", result["multicast"], "joined beside the interface's own"],
-        ["igmp", result["igmp_multicast"], f"joined through group {result['igmp_group']}"],
+        ["igmp", result[f"{kind}_multicast"], f"joined through group {result[f'{kind}_group']}"],
     ]
     table(["mode", "cluster MAC", ""], rows)
 

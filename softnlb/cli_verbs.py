@@ -7,7 +7,7 @@ import click
 
 from softnlb import cli_show
 from softnlb.cli_common import ask, json_option, print_json, show, target_argument, with_target_help
-from softnlb.control import call, find_hosts
+from softnlb.control import call, find_hosts, split_address
 from softnlb.errors import UsageError
 
 Command = Callable[..., None]
@@ -60,15 +60,16 @@ def ip2mac(cluster_ip_address: str, as_json: bool) -> None:
     A calculation only: nothing needs to run. The addresses come from the primary cluster IP
     address, whatever other addresses the cluster has.
     """
-    from ipaddress import IPv4Address
+    from ipaddress import ip_address
 
     from modes.mac import ip2mac as calculate
 
     try:
-        result = calculate(IPv4Address(cluster_ip_address))
+        result = calculate(ip_address(cluster_ip_address))
     except ValueError as error:
         raise UsageError(
-            f"{cluster_ip_address} is not an IPv4 address, expected one as in 10.1.0.100."
+            f"{cluster_ip_address} is not an IP address,"
+            " expected one as in 10.1.0.100 or 2001:db8::100."
         ) from error
     if as_json:
         print_json(result)
@@ -86,7 +87,9 @@ def ip2mac(cluster_ip_address: str, as_json: bool) -> None:
 @with_target_help
 def queryport(port: str, target: str | None, protocol: str | None, as_json: bool) -> None:
     """Show the port rule that covers a port."""
-    address, _, number = port.rpartition(":")
+    address, colon, number = split_address(port)
+    if not colon:
+        address, number = "", address
     args = {"cluster_ip_address": address or None, "port": _port(number), "protocol": protocol}
     results = [result for _, result in ask(target, "queryport", **args)]
     show(target, as_json, results, cli_show.queryport)
@@ -186,7 +189,7 @@ def _rule_verb(function: Command) -> click.Command:
 
 
 def _order_rules(verb: str, ports: str, target: str | None, as_json: bool) -> None:
-    address, _, port = ports.partition(":")
+    address, _, port = split_address(ports)
     number = "all" if port in ("", "all") else _port(port)
     _order(verb, target, as_json, cluster_ip_address=address or "all", port=number)
 

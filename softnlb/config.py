@@ -13,13 +13,13 @@ import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from convergence.auth import Keyring
-from convergence.rules import DEFAULT_RULE, FilteringMode, PortRule
-from modes.plan import AS_NLB_DOES, LinkChoices, Mode
+from convergence.rules import DEFAULT_RULE, FilteringMode, IPAddress, PortRule
+from modes.plan import AS_NLB_DOES, InterfaceAddress, LinkChoices, Mode
 from softnlb.errors import ReturnCode, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class ClusterConfig:
     """
 
     path: Path
-    cluster_ip_addresses: tuple[IPv4Interface, ...]
+    cluster_ip_addresses: tuple[InterfaceAddress, ...]
     mode: Mode
     alive_message_period_ms: int
     alive_message_tolerance: int
@@ -95,7 +95,7 @@ class ClusterConfig:
     handling_priorities: tuple[int, ...]
     host_id: int
     interface: str
-    dedicated_ip_address: IPv4Interface
+    dedicated_ip_address: InterfaceAddress
     initial_state: InitialState
     retain_suspended: bool
     data_plane: DataPlaneChoice
@@ -103,8 +103,32 @@ class ClusterConfig:
     keyring: Keyring = Keyring()
     remote_control_port: int | None = None
     link_choices: LinkChoices = AS_NLB_DOES
+    additional_dedicated_ip_addresses: tuple[InterfaceAddress, ...] = ()
     health_probes: tuple[HealthProbe, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def dedicated_ip_addresses(self) -> tuple[IPAddress, ...]:
+        """All addresses of this host alone, without their prefix lengths."""
+        every = (self.dedicated_ip_address, *self.additional_dedicated_ip_addresses)
+        return tuple(address.ip for address in every)
+
+    @property
+    def dedicated_ipv6_address(self) -> IPv6Address | None:
+        """The first IPv6 address of this host alone."""
+        found = (ip for ip in self.dedicated_ip_addresses if isinstance(ip, IPv6Address))
+        return next(found, None)
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether any cluster IP address is an IPv6 one."""
+        return any(address.version == 6 for address in self.cluster_ip_addresses)
+
+    @property
+    def probes_prove(self) -> bool:
+        """Whether a host that does not answer ARP probes of its dedicated IP address is gone: not
+        where all hosts have one MAC address, nor where the address is an IPv6 one."""
+        return self.link_choices.mask_source_mac and self.dedicated_ip_address.version == 4
 
     @property
     def port_rules_with_default(self) -> tuple[PortRule, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Interface
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from convergence.rules import (
     PortRule,
     Protocol,
 )
-from modes.mac import HOST_IDS, format_mac, host_mac
-from modes.plan import LinkChoices, Mode
+from modes.mac import HOST_IDS, format_mac, host_mac, w_x_y_z
+from modes.plan import InterfaceAddress, LinkChoices, Mode
 from softnlb.config import ClusterConfig, ConfigError, Problem
 from softnlb.config_schema import (
     ClusterTable,
@@ -118,9 +117,19 @@ def _check_addresses(cluster: Values, host: Values) -> Iterator[Complaint]:
             yield Complaint("cluster.additional_ip_addresses", shown(str(address)), expected)
         seen.add(address.ip)
     dedicated = host.get("dedicated_ip_address")
-    if dedicated and dedicated.ip in seen:
-        expected = "an address of this host alone, not a cluster IP address"
+    others = host.get("additional_dedicated_ip_addresses", [])
+    for key, own in (("", dedicated), *(("additional_", other) for other in others)):
+        if own and own.ip in seen:
+            expected = "an address of this host alone, not a cluster IP address"
+            name = "dedicated_ip_addresses" if key else "dedicated_ip_address"
+            yield Complaint(f"host.{key}{name}", shown(str(own)), expected)
+    if dedicated and "ip_address" in cluster and dedicated.version != addresses[0].version:
+        expected = f"an IPv{addresses[0].version} address, as cluster.ip_address is"
         yield Complaint("host.dedicated_ip_address", shown(str(dedicated)), expected)
+    six = any(address.version == 6 for address in addresses)
+    if six and dedicated and not any(own.version == 6 for own in (dedicated, *others)):
+        expected = "an IPv6 address of this host beside an IPv6 cluster address"
+        yield Complaint("host.additional_dedicated_ip_addresses", "", expected)
     if cluster.get("authentication") and cluster.get("key_file", "") is None:
         yield Complaint(
             "cluster.authentication", shown(cluster["authentication"]), "a key_file beside it"
@@ -146,7 +155,7 @@ def _check_cluster_mac(cluster: Values) -> Iterator[Complaint]:
         yield Complaint("cluster.cluster_mac", shown(format_mac(cluster_mac)), expected)
 
 
-def _cluster_ip_addresses(cluster: Values) -> list[IPv4Interface]:
+def _cluster_ip_addresses(cluster: Values) -> list[InterfaceAddress]:
     primary = [cluster["ip_address"]] if "ip_address" in cluster else []
     return [*primary, *cluster.get("additional_ip_addresses", [])]
 
@@ -209,7 +218,7 @@ def _config(
         mode=Mode(cluster["mode"]),
         alive_message_period_ms=cluster["alive_message_period_ms"] or period_ms,
         alive_message_tolerance=cluster["alive_message_tolerance"] or tolerance,
-        hash_seed=int(addresses[0].ip) if seed is None else seed,
+        hash_seed=int(w_x_y_z(addresses[0].ip)) if seed is None else seed,
         filter_icmp=cluster["filter_icmp"],
         port_rules=tuple(_port_rule(rule) for rule in rules),
         load_weights=tuple(_load_weight(rule) for rule in rules),
@@ -217,6 +226,7 @@ def _config(
         host_id=host["id"],
         interface=host["interface"],
         dedicated_ip_address=host["dedicated_ip_address"],
+        additional_dedicated_ip_addresses=tuple(host["additional_dedicated_ip_addresses"]),
         initial_state=host["initial_state"],
         retain_suspended=host["retain_suspended"],
         data_plane=host["data_plane"],
@@ -247,7 +257,9 @@ def _port_rule(rule: Values) -> PortRule:
     )
 
 
-def _warnings(primary: IPv4Interface, dedicated: IPv4Interface, cluster: Values) -> Iterator[str]:
+def _warnings(
+    primary: InterfaceAddress, dedicated: InterfaceAddress, cluster: Values
+) -> Iterator[str]:
     if dedicated.network != primary.network:
         yield (
             f"The dedicated IP address {dedicated} is outside the subnet of the cluster IP address"

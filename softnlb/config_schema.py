@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv6Address, ip_address, ip_interface
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
@@ -21,26 +21,35 @@ from pydantic import (
     ValidationError,
 )
 
-from convergence.rules import PORT_RULES_MAX
+from convergence.rules import PORT_RULES_MAX, IPAddress
 from modes.mac import parse_mac
+from modes.plan import InterfaceAddress as IPInterface
 from softnlb.config import AttachChoice, DataPlaneChoice, InitialState
 from softnlb.errors import ReturnCode
 
 
-def _interface_address(text: str) -> IPv4Interface:
+def _interface_address(text: str) -> IPInterface:
     if "/" not in text:
         raise ValueError("no prefix length")
-    interface = IPv4Interface(text)
+    interface = ip_interface(text)
     address, network = interface.ip, interface.network
     if address.is_multicast or address.is_loopback or address.is_unspecified:
         raise ValueError("not the address of a host")
-    if network.prefixlen < 31 and address in (network.network_address, network.broadcast_address):
+    if isinstance(address, IPv6Address):
+        # The first address of a subnet is every router's (RFC 4291 section 2.6.1).
+        special = [network.network_address] if network.prefixlen < 127 else []
+        if address.is_link_local or address.ipv4_mapped or address.scope_id:
+            raise ValueError("not an address that others can reach")
+    else:
+        edges = [network.network_address, network.broadcast_address]
+        special = edges if network.prefixlen < 31 else []
+    if address in special:
         raise ValueError("not the address of a host")
     return interface
 
 
-def _rule_address(text: str) -> IPv4Address | None:
-    return None if text == "all" else IPv4Address(text)
+def _rule_address(text: str) -> IPAddress | None:
+    return None if text == "all" else ip_address(text)
 
 
 def _port_range(ports: int | str) -> tuple[int, int]:
@@ -79,7 +88,7 @@ Weight = Annotated[int, Field(ge=0, le=100)]
 
 MacAddress = Annotated[str, AfterValidator(parse_mac)]
 
-WITH_PREFIX = "an IPv4 address of a host with its prefix length, as in 10.1.0.100/24"
+WITH_PREFIX = "an address of a host with its prefix length, as in 10.1.0.100/24 or 2001:db8::100/64"
 
 
 # Keys are validated one by one (read_table), so the models themselves need not be compiled.
@@ -140,6 +149,9 @@ class HostTable(BaseModel):
     id: int = Field(ge=1, le=32, description="a whole number from 1 to 32, unique in the cluster")
     interface: InterfaceName = Field(description='the name of a network interface, as in "eth0"')
     dedicated_ip_address: InterfaceAddress = Field(description=WITH_PREFIX)
+    additional_dedicated_ip_addresses: list[InterfaceAddress] = Field(
+        default_factory=list, description=f"a list, each {WITH_PREFIX}"
+    )
     initial_state: InitialState = Field(
         default="started", description='"started", "stopped" or "suspended"'
     )

@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -314,7 +314,7 @@ def find_hosts(target: str | None = None) -> list[Path]:
     if target == "all":
         return hosts
     cluster, host = _parse_target(target or "")
-    found = [path for path in hosts if not cluster or path.stem.startswith(f"{cluster}:")]
+    found = [path for path in hosts if cluster in ("", cluster_of(path))]
     if host:
         found = [path for path in found if _is_host(path, host)]
     if not found:
@@ -324,18 +324,33 @@ def find_hosts(target: str | None = None) -> list[Path]:
     return found
 
 
+def cluster_of(path: Path) -> str:
+    """The cluster IP address of the host whose control socket this is."""
+    return path.stem.rpartition(":")[0]
+
+
+def split_address(text: str) -> tuple[str, str, str]:
+    """ADDRESS:REST as ``str.partition`` would; brackets go around an IPv6 address with a rest."""
+    if text.startswith("["):
+        address, _, rest = text[1:].partition("]")
+        return address, rest[:1], rest[1:]
+    if text.count(":") > 1:
+        return text, "", ""
+    return text.partition(":")
+
+
 def _names(hosts: list[Path]) -> str:
     return ", ".join(path.stem for path in hosts)
 
 
 def _parse_target(target: str) -> tuple[str, str]:
     """Cluster and host, each empty where the target does not name one."""
-    cluster, colon, host = target.partition(":")
+    cluster, colon, host = split_address(target)
     try:
         if cluster:
-            IPv4Address(cluster)
+            cluster = str(ip_address(cluster))
         if colon and not host.isdecimal():
-            IPv4Address(host)
+            host = str(ip_address(host))
     except ValueError as error:
         raise UsageError(
             f"{target!r} is not a target: expected a cluster IP address, CLUSTER:HOST with a host"

@@ -7,15 +7,18 @@ with everything in it.  Where namespaces are forbidden, rules are only checked (
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convergence.rules import IPAddress
 from softnlb.probes import tool
 
 if TYPE_CHECKING:
@@ -211,7 +214,7 @@ BOOT_FILES = (
 )
 
 
-def boot_files_with(address: IPv4Address, root: Path = Path("/")) -> list[Path]:
+def boot_files_with(address: IPAddress, root: Path = Path("/")) -> list[Path]:
     """Configuration files of the system that name this address."""
     found = []
     for pattern in BOOT_FILES:
@@ -220,9 +223,17 @@ def boot_files_with(address: IPv4Address, root: Path = Path("/")) -> list[Path]:
                 text = path.read_text(errors="replace")
             except OSError:  # a directory, or not ours to read
                 continue
-            words = "".join(c if c.isdigit() or c == "." else " " for c in text).split()
-            if str(address) in words:
+            if address in _addresses_in(text, address.version):
                 found.append(path)
+    return found
+
+
+def _addresses_in(text: str, version: int) -> set[IPAddress]:
+    """The addresses of this IP version that a text names, however they are written."""
+    found = set()
+    for word in re.findall(r"[0-9.]+" if version == 4 else r"[0-9A-Fa-f:.]+", text):
+        with suppress(ValueError):
+            found.add(ip_address(word))
     return found
 
 

@@ -15,6 +15,7 @@ from convergence.rules import (
     PortRule,
     Protocol,
 )
+from modes.mac import w_x_y_z
 from softnlb.packet import ACK, ARP, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Flow
 
 
@@ -220,11 +221,7 @@ def hash_of(key: bytes, seed: int) -> int:
 def default_hash_seed(primary: IPAddress) -> int:
     """The seed where none is configured: the primary address as a big-endian number, for IPv6 the
     XOR of its four 32-bit words."""
-    packed = primary.packed
-    seed = 0
-    for at in range(0, len(packed), 4):
-        seed ^= int.from_bytes(packed[at : at + 4], "big")
-    return seed
+    return int(w_x_y_z(primary))
 
 
 # ---------------------------------------------------------------- the decision

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 from typing import Any
 
+from convergence.rules import IPAddress
 from softnlb.config_schema import Complaint, HealthProbeTable, read_table, shown
 from softnlb.health import HealthProbe
 
@@ -42,7 +42,7 @@ def _together(probe: Values, rule: Values, path: str) -> Iterator[Complaint]:
         yield Complaint(f"{path}.timeout_ms", shown(probe["timeout_ms"]), "at most the period_ms")
 
 
-def health_probes(rules: list[Values], primary: IPv4Address) -> Iterator[HealthProbe]:
+def health_probes(rules: list[Values], primary: IPAddress) -> Iterator[HealthProbe]:
     """The probes of checked rules; where a rule is for All, they look at the primary address."""
     for slot, rule in enumerate(rules):
         probe = rule["health_probe"]

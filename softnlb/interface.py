@@ -7,8 +7,9 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
+from modes.mac import IPAddress
 from softnlb import netlink
 from softnlb.errors import MachineError
 
@@ -23,7 +24,10 @@ _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _RTMSG_SCOPE = 6
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL, _IFA_CACHEINFO = 1, 2, 3, 6
+_IFA_F_NODAD = 0x02
+_CACHEINFO = struct.Struct("=IIII")  # preferred and valid lifetime in s, two time stamps
+_FOREVER = 0xFFFF_FFFF
 _LABEL_BYTES_MAX = 15
 _NDA_LLADDR = 2
 _RTA_OIF = 4
@@ -138,19 +142,41 @@ def _secondary_mac(index: int, mac: bytes) -> bytes:
     return head + netlink.attribute(_NDA_LLADDR, mac)
 
 
-def ip_addresses(route: netlink.Netlink) -> set[tuple[int, IPv4Address]]:
-    """(interface index, address) of every IPv4 address of this host."""
-    found = set()
-    for kind, body in route.dump(_GETADDR, _IFADDR.pack(socket.AF_INET, 0, 0, 0, 0)):
+def ip_addresses(route: netlink.Netlink) -> set[tuple[int, IPAddress]]:
+    """(interface index, address) of every address of this host."""
+    found: set[tuple[int, IPAddress]] = set()
+    for kind, body in route.dump(_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         if kind == _NEWADDR and len(body) >= _IFADDR.size:
             index = _IFADDR.unpack_from(body)[4]
-            local = netlink.attributes(body[_IFADDR.size :]).get(_IFA_LOCAL, b"")
+            fields = netlink.attributes(body[_IFADDR.size :])
+            local = fields.get(_IFA_LOCAL) or fields.get(_IFA_ADDRESS, b"")
             if len(local) == 4:
                 found.add((index, IPv4Address(local)))
+            elif len(local) == 16:
+                found.add((index, IPv6Address(local)))
     return found
 
 
-def _ip_address(interface: Interface, address: IPv4Address) -> bytes:
+def _ip_address(interface: Interface, address: IPAddress) -> bytes:
+    return (
+        _ipv4_address(interface, address)
+        if isinstance(address, IPv4Address)
+        else _ipv6_address(interface, address)
+    )
+
+
+def _ipv6_address(interface: Interface, address: IPv6Address) -> bytes:
+    """A cluster IP address: /128, without duplicate address detection, because every host has it,
+    and with the preferred lifetime 0, so that the kernel does not choose it as a source."""
+    return (
+        _IFADDR.pack(socket.AF_INET6, 128, _IFA_F_NODAD, 0, interface.index)
+        + netlink.attribute(_IFA_LOCAL, address.packed)
+        + netlink.attribute(_IFA_ADDRESS, address.packed)
+        + netlink.attribute(_IFA_CACHEINFO, _CACHEINFO.pack(0, _FOREVER, 0, 0))
+    )
+
+
+def _ipv4_address(interface: Interface, address: IPv4Address) -> bytes:
     """A cluster IP address: /32 and of scope host.
 
     So the kernel never chooses it as a source of its own, whatever other addresses come and go,
@@ -167,7 +193,7 @@ def _ip_address(interface: Interface, address: IPv4Address) -> bytes:
     )
 
 
-def add_ip_address(route: netlink.Netlink, interface: Interface, address: IPv4Address) -> None:
+def add_ip_address(route: netlink.Netlink, interface: Interface, address: IPAddress) -> None:
     """No error when it is there."""
     try:
         route.request(_NEWADDR, netlink.CREATE | netlink.EXCL, _ip_address(interface, address))
@@ -175,6 +201,6 @@ def add_ip_address(route: netlink.Netlink, interface: Interface, address: IPv4Ad
         return
 
 
-def delete_ip_address(interface: Interface, address: IPv4Address) -> bytes:
+def delete_ip_address(interface: Interface, address: IPAddress) -> bytes:
     """The message that deletes it, to be kept ready for ``Netlink.send``."""
     return netlink.message(_DELADDR, netlink.ACK, _ip_address(interface, address))

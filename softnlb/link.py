@@ -7,9 +7,10 @@ address goes before anything else falls.  What is changed is on the disk before 
 import socket
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from modes.arp import announcement
+from modes import arp, ndp
 from modes.mac import colon_mac
 from modes.plan import LinkPlan
 from softnlb import interface, memberships, netlink, nft, record
@@ -127,12 +128,17 @@ class Link:
                 interface.add_ip_address(self._route, self._interface, address)
 
     def announce(self) -> None:
-        """Gratuitous ARP with the cluster MAC, for caches that hold something else."""
+        """Tell all neighbours the cluster MAC, for caches that hold something else: gratuitous ARP,
+        unsolicited neighbour advertisements."""
         if not self.plan.announces:
             return
         with one_sentence():
             for address in self._addresses:
-                frame = announcement(self._interface.mac, self.plan.cluster_mac, address)
+                own, cluster = self._interface.mac, self.plan.cluster_mac
+                if isinstance(address, IPv4Address):
+                    frame = arp.announcement(own, cluster, address)
+                else:
+                    frame = ndp.announcement(own, cluster, address)
                 self._announcer.sendto(frame, (self.plan.interface, 0))
 
     # ------------------------------------------------------------ down

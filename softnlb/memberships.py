@@ -25,10 +25,16 @@ def join(plan: LinkPlan, index: int) -> ExitStack:
                 "=iHH8s", index, _PACKET_MR_MULTICAST, len(plan.cluster_mac), plan.cluster_mac
             )
             opened.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, mac)
-        if plan.igmp_group is not None:
-            opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        if plan.group is not None:
+            four = plan.group.version == 4
+            family = socket.AF_INET if four else socket.AF_INET6
+            opened = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             joined.enter_context(opened)
             # The kernel answers the querier from now on, and joins the group's MAC address.
-            group = struct.pack("=4s4si", plan.igmp_group.packed, bytes(4), index)
-            opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+            if four:
+                group = struct.pack("=4s4si", plan.group.packed, bytes(4), index)
+                opened.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+            else:
+                group = struct.pack("=16si", plan.group.packed, index)
+                opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
         return joined.pop_all()

@@ -28,7 +28,7 @@ class _Attached:
 
     def snapshot(self) -> nft.Snapshot:
         name = nfqueue_rules.table_name(self.interface)
-        return nft.snapshot(self.kernel, [("ip", name)])
+        return nft.snapshot(self.kernel, [("inet", name)])
 
 
 class NfqueuePlane:
@@ -185,7 +185,7 @@ def _build(interface: str, queue_number: int, forwards: bool) -> None:
 def _kernel_counters(interface: str) -> dict[str, int]:
     name = nfqueue_rules.table_name(interface)
     done = subprocess.run(
-        ["nft", "-j", "list", "counters", "table", "ip", name],
+        ["nft", "-j", "list", "counters", "table", "inet", name],
         capture_output=True,
         text=True,
         check=False,

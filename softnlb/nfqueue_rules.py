@@ -9,10 +9,9 @@ look-up of its own.
 import re
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address
 from itertools import pairwise
 
-from convergence.rules import FilteringMode
+from convergence.rules import FilteringMode, IPAddress
 from softnlb import netlink
 from softnlb.errors import DataPlaneUnavailable
 from softnlb.filter import FilterTable, match_rule
@@ -35,10 +34,19 @@ _IS_OPENING = "tcp flags & (fin | syn | rst | ack) == syn"
 # Per flow and second one segment without a socket is enough to answer it with RST, and one more
 # holds the third ACK of a handshake; without this an upload to another host floods the queue.
 _STRAYS = (
-    "update @strays { ip saddr . ip daddr . tcp sport . tcp dport "
-    "limit rate 1/second burst 3 packets }"
+    "update @{set} {{ {family} saddr . {family} daddr . tcp sport . tcp dport "
+    "limit rate 1/second burst 3 packets }}"
 )
-_ICMP_ERRORS = "icmp type { destination-unreachable, time-exceeded, parameter-problem }"
+_ICMP_ERRORS = {
+    "ip": "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+    "ip6": "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, "
+    "parameter-problem }",
+}
+_NEIGHBOURS = "icmpv6 type { 130-137, 143 }"
+"""Multicast listener discovery, router and neighbour discovery."""
+
+_CLUSTER = {"ip": "cluster_ip_addresses", "ip6": "cluster_ipv6_addresses"}
+_TYPES = {"ip": "ipv4_addr", "ip6": "ipv6_addr"}
 
 _NFNL_BATCH_BEGIN, _NFNL_BATCH_END = 0x10, 0x11
 _NFNL_SUBSYS_NFTABLES = 10
@@ -50,6 +58,7 @@ _NFTA_RULE_TABLE, _NFTA_RULE_CHAIN, _NFTA_RULE_EXPRESSIONS = 1, 2, 4
 _NFTA_LIST_ELEM, _NFTA_EXPR_NAME, _NFTA_EXPR_DATA = 1, 1, 2
 _NFTA_TARGET_NAME, _NFTA_TARGET_REV, _NFTA_TARGET_INFO = 1, 2, 3
 _NESTED = 0x8000
+_NFPROTO_INET = 1
 
 
 def table_name(interface: str) -> str:
@@ -70,61 +79,85 @@ def ruleset(interface: str, nft_queue: int | None, forwards: bool) -> str:
     opening = "accept" if forwards else f"goto {_QUEUE_CHAIN}"
     forwarding = _forwarding(interface) if forwards else ""
     counters = "\n".join(f"counter {reason} {{\n}}" for reason in COUNTERS)
+    families = "\n".join(_family(interface, family, opening) for family in _CLUSTER)
     return f"""
-table ip {name} {{
+table inet {name} {{
 }}
-delete table ip {name}
-table ip {name} {{
+delete table inet {name}
+table inet {name} {{
     {counters}
-    set cluster_ip_addresses {{
-        type ipv4_addr
-    }}
-    set disabled {{
-        type ipv4_addr . inet_proto . inet_service
-        flags interval
-    }}
-    set strays {{
-        type ipv4_addr . ipv4_addr . inet_service . inet_service
-        size 131072
-        flags dynamic,timeout
-        timeout 3s
-    }}
     chain {_QUEUE_CHAIN} {{
         {queue}
         drop
     }}
-    chain segments {{
-        {_IS_OPENING} {opening}
-        ip daddr . ip protocol . tcp dport @disabled counter name disabled drop
-        {_IS_SYNCHRONIZED} counter name second-chance accept
-        {_HAS_SOCKET} goto {_QUEUE_CHAIN}
-        {_STRAYS} limit rate 10000/second burst 1000 packets goto {_QUEUE_CHAIN}
-        counter name no-socket drop
-    }}
-    chain datagrams {{
-        ip daddr . ip protocol . udp dport @disabled {opening}
-        {_HAS_SOCKET} counter name second-chance accept
-        {opening}
-    }}
-    chain cluster {{
-        iifname "lo" accept
-        iifname != "{interface}" counter name wrong-interface drop
-        ip protocol tcp goto segments
-        ip protocol udp goto datagrams
-        {_ICMP_ERRORS} counter name icmp-error accept
-        goto {_QUEUE_CHAIN}
-    }}
+    {families}
     chain input {{
         type filter hook input priority mangle - 10; policy accept;
-        ip daddr @cluster_ip_addresses goto cluster
+        ip daddr @cluster_ip_addresses goto cluster_ip
+        ip6 daddr @cluster_ipv6_addresses goto cluster_ip6
+    }}
+    chain synchronizing {{
+        tcp flags & (syn | ack) == syn | ack goto {_QUEUE_CHAIN}
     }}
     chain output {{
         type filter hook output priority mangle - 10; policy accept;
         oifname "lo" accept
-        ip saddr @cluster_ip_addresses tcp flags & (syn | ack) == syn | ack goto {_QUEUE_CHAIN}
+        ip saddr @cluster_ip_addresses goto synchronizing
+        ip6 saddr @cluster_ipv6_addresses goto synchronizing
     }}
     {forwarding}
 }}
+"""
+
+
+def _family(interface: str, family: str, opening: str) -> str:
+    """Sets and chains for packets of one IP version to a cluster address.
+
+    IPv6 fragments come here before they are put together: the first carries the ports and is
+    decided, the others are of use only to the host that kept it.
+    """
+    strays = _STRAYS.format(set=f"strays_{family}", family=family)
+    disabled = f"@disabled_{family}"
+    fragments = "frag frag-off != 0 accept" if family == "ip6" else ""
+    neighbours = f"{_NEIGHBOURS} accept" if family == "ip6" else ""
+    kind = _TYPES[family]
+    return f"""
+    set {_CLUSTER[family]} {{
+        type {kind}
+    }}
+    set disabled_{family} {{
+        type {kind} . inet_proto . inet_service
+        flags interval
+    }}
+    set strays_{family} {{
+        type {kind} . {kind} . inet_service . inet_service
+        size 131072
+        flags dynamic,timeout
+        timeout 3s
+    }}
+    chain segments_{family} {{
+        {_IS_OPENING} {opening}
+        {family} daddr . meta l4proto . tcp dport {disabled} counter name disabled drop
+        {_IS_SYNCHRONIZED} counter name second-chance accept
+        {_HAS_SOCKET} goto {_QUEUE_CHAIN}
+        {strays} limit rate 10000/second burst 1000 packets goto {_QUEUE_CHAIN}
+        counter name no-socket drop
+    }}
+    chain datagrams_{family} {{
+        {family} daddr . meta l4proto . udp dport {disabled} {opening}
+        {_HAS_SOCKET} counter name second-chance accept
+        {opening}
+    }}
+    chain cluster_{family} {{
+        iifname "lo" accept
+        iifname != "{interface}" counter name wrong-interface drop
+        {fragments}
+        meta l4proto tcp goto segments_{family}
+        meta l4proto udp goto datagrams_{family}
+        {_ICMP_ERRORS[family]} counter name icmp-error accept
+        {neighbours}
+        goto {_QUEUE_CHAIN}
+    }}
 """
 
 
@@ -138,21 +171,23 @@ def _forwarding(interface: str) -> str:
     chain arriving {{
         ct status dnat ct state established,related counter name conntrack accept
         {_IS_OPENING} goto {_QUEUE_CHAIN}
-        ip protocol udp goto {_QUEUE_CHAIN}
+        meta l4proto udp goto {_QUEUE_CHAIN}
     }}
     chain prerouting {{
         type filter hook prerouting priority mangle; policy accept;
         iifname "{interface}" ip daddr @cluster_ip_addresses goto arriving
+        iifname "{interface}" ip6 daddr @cluster_ipv6_addresses goto arriving
     }}
     chain leaving {{
         ct state established,related accept
         {_IS_OPENING} accept
-        ip protocol udp accept
+        meta l4proto udp accept
         counter name no-socket drop
     }}
     chain forward {{
         type filter hook forward priority mangle - 10; policy accept;
         iifname "{interface}" ct original ip daddr @cluster_ip_addresses goto leaving
+        iifname "{interface}" ct original ip6 daddr @cluster_ipv6_addresses goto leaving
     }}
 """
 
@@ -160,33 +195,32 @@ def _forwarding(interface: str) -> str:
 def removal(interface: str) -> str:
     """One transaction that removes the table, whether it is there or not."""
     name = table_name(interface)
-    return f"table ip {name} {{\n}}\ndelete table ip {name}\n"
+    return f"table inet {name} {{\n}}\ndelete table inet {name}\n"
 
 
 def set_elements(interface: str, table: FilterTable) -> str:
     """One transaction that puts the cluster's addresses and its disabled ports into the sets."""
-    addresses = [ip for ip in table.cluster_ip_addresses if isinstance(ip, IPv4Address)]
-    contents = {
-        "cluster_ip_addresses": [str(ip) for ip in addresses],
-        "disabled": [
-            f"{ip} . {name} . {start}-{end}"
-            for ip in addresses
-            for name, number in (("tcp", TCP), ("udp", UDP))
-            for start, end in _disabled_ports(table, ip, number)
-        ],
-    }
     lines = []
-    for name, elements in contents.items():
-        lines.append(f"flush set ip {table_name(interface)} {name}")
-        if elements:
-            listed = ", ".join(elements)
-            lines.append(f"add element ip {table_name(interface)} {name} {{ {listed} }}")
+    for family, version in (("ip", 4), ("ip6", 6)):
+        addresses = [ip for ip in table.cluster_ip_addresses if ip.version == version]
+        contents = {
+            _CLUSTER[family]: [str(ip) for ip in addresses],
+            f"disabled_{family}": [
+                f"{ip} . {name} . {start}-{end}"
+                for ip in addresses
+                for name, number in (("tcp", TCP), ("udp", UDP))
+                for start, end in _disabled_ports(table, ip, number)
+            ],
+        }
+        for name, elements in contents.items():
+            lines.append(f"flush set inet {table_name(interface)} {name}")
+            if elements:
+                listed = ", ".join(elements)
+                lines.append(f"add element inet {table_name(interface)} {name} {{ {listed} }}")
     return "\n".join(lines) + "\n"
 
 
-def _disabled_ports(
-    table: FilterTable, ip: IPv4Address, protocol: int
-) -> Iterable[tuple[int, int]]:
+def _disabled_ports(table: FilterTable, ip: IPAddress, protocol: int) -> Iterable[tuple[int, int]]:
     """The port ranges of an address whose rule is disabled; rules may overlap, so edges decide."""
     edges = {0, 65536}
     for rule in table.rules:
@@ -227,7 +261,7 @@ def add_queue_rule(interface: str, queue_number: int) -> None:
         )
     )
     batch_head = bytes(2) + _NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")
-    rule_head = bytes((socket.AF_INET, 0, 0, 0))
+    rule_head = bytes((_NFPROTO_INET, 0, 0, 0))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETFILTER) as nft:
         nft.settimeout(5)
         nft.send(

@@ -9,7 +9,7 @@ from softnlb.errors import MachineError
 
 _SUBSYSTEM = 10 << 8
 _GETCHAIN, _GETRULE = _SUBSYSTEM | 4, _SUBSYSTEM | 7
-_FAMILIES = {"ip": 2, "arp": 3, "netdev": 5}
+_FAMILIES = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "ip6": 10}
 TABLE = 1
 """Attribute kind of a table's name: the same in tables, chains and rules."""
 _NFGENMSG = struct.Struct("=BBH")

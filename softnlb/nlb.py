@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softnlb import nlb_show
-from softnlb.control import Result, call, find_hosts
+from softnlb.control import Result, call, cluster_of, find_hosts, split_address
 from softnlb.errors import ReturnCode, SoftnlbError, UsageError
 
 QUESTIONS = ("query", "display", "params", "queryport", "ip2mac", "help")
@@ -111,19 +111,8 @@ def _target(words: list[str], local: bool) -> Target:
         return Target(everywhere=scope == "global" and not local)
     if len(words) > 1:
         raise UsageError(f"{words[1]!r} is one word too many: a target is CLUSTER[:HOST].")
-    cluster, host = split(words[0])
+    cluster, _, host = split_address(words[0])
     return Target(_address(cluster), None if host in ("", "all") else host, not local)
-
-
-def split(text: str) -> tuple[str, str]:
-    """ADDRESS[:REST] in two, empty where there is none; brackets around an IPv6 address."""
-    if text.startswith("["):
-        address, _, rest = text[1:].partition("]")
-        return address, rest.removeprefix(":")
-    if text.count(":") > 1:
-        return text, ""
-    address, _, rest = text.partition(":")
-    return address, rest
 
 
 def _address(name: str) -> str:
@@ -152,9 +141,11 @@ def _rule_arguments(request: Request) -> dict[str, Any]:
     """What the agent is asked about a port rule."""
     text = (request.argument or "").lower()
     if request.command == "queryport":
-        address, port = split(text) if ":" in text else ("", text)
+        address, colon, port = split_address(text)
+        if not colon:
+            address, port = "", address
         return {"cluster_ip_address": address or None, "port": _port(port)}
-    address, port = split(text)
+    address, _, port = split_address(text)
     return {
         "cluster_ip_address": address,
         "port": "all" if port in ("", "all") else _port(port),
@@ -180,7 +171,7 @@ def carry_out(request: Request) -> int:
     shown: Callable[[Result], None] = getattr(nlb_show, request.command, nlb_show.order)
     status, cluster = 0, None
     for path in _local_hosts(request.target):
-        heading, _, _ = path.stem.rpartition(":")
+        heading = cluster_of(path)
         nlb_show.cluster(heading if heading != cluster else None)
         cluster = heading
         try:
@@ -201,9 +192,9 @@ def _ip_address(text: str) -> Any:
 def _local_hosts(target: Target) -> list[Path]:
     hosts = find_hosts("all")
     if target.cluster is not None and target.host is not None:
-        return find_hosts(f"{target.cluster}:{target.host}")
+        return find_hosts(f"[{target.cluster}]:{target.host}")
     if target.cluster is not None:
-        hosts = [path for path in hosts if path.stem.startswith(f"{target.cluster}:")]
+        hosts = [path for path in hosts if cluster_of(path) == target.cluster]
     if not hosts:
         raise SoftnlbError(
             f"{target.cluster} is no cluster of this computer", code=ReturnCode.NOT_FOUND

@@ -118,7 +118,8 @@ def ip2mac(result: Result) -> None:
     print(f"Cluster:          {result['cluster_ip_address']}")
     print(f"Unicast MAC:      {result['unicast']}")
     print(f"Multicast MAC:    {result['multicast']}")
-    print(f"IGMP/MLD MAC:     {result['igmp_multicast']}")
+    group = result.get("igmp_multicast") or result["mld_multicast"]
+    print(f"IGMP/MLD MAC:     {group}")
 
 
 def params(result: Result) -> None:

@@ -5,12 +5,14 @@ reaches a stack whose filter is missing.
 """
 
 import socket
-from ipaddress import IPv4Address
+from dataclasses import replace
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from convergence.events import MapsChanged
 from convergence.machine import HostConfig
 from modes import plan_link
+from modes.mac import w_x_y_z
 from modes.plan import LinkPlan
 from softnlb.config import ClusterConfig
 from softnlb.dataplane import DataPlane
@@ -18,6 +20,7 @@ from softnlb.filter import FilterRule, FilterTable
 from softnlb.heartbeat_socket import HeartbeatSocket
 from softnlb.kernel import one_sentence
 from softnlb.link import Link
+from softnlb.neighbour_socket import NeighbourSocket
 
 
 class Serving:
@@ -30,6 +33,7 @@ class Serving:
         self._link = Link(self.plan, directory / "link.json")
         self.table = table_of(config, None)
         self.heartbeats: HeartbeatSocket | None = None
+        self.neighbours: NeighbourSocket | None = None
 
     def start(self) -> None:
         """Build everything, the cluster IP addresses last; on failure nothing is left behind."""
@@ -40,18 +44,29 @@ class Serving:
             with one_sentence():
                 self.heartbeats = HeartbeatSocket(
                     self._config.interface,
-                    self._config.cluster_ip_addresses[0].ip,
+                    w_x_y_z(self._config.cluster_ip_addresses[0].ip),
                     self.plan.heartbeat_destination,
                 )
+                self.neighbours = self._neighbour_socket()
             self._link.add_cluster_ip_addresses()
             self._link.announce()
         except BaseException:
             self.stop()
             raise
 
+    def _neighbour_socket(self) -> NeighbourSocket | None:
+        addresses = [address.ip for address in self._config.cluster_ip_addresses]
+        six = [address for address in addresses if isinstance(address, IPv6Address)]
+        if not six or not self.plan.announces:
+            return None
+        return NeighbourSocket(self._config.interface, six, self.plan.cluster_mac)
+
     def stop(self) -> None:
         """Undo everything, the cluster IP addresses first."""
         self._link.withdraw_cluster_ip_addresses()
+        if self.neighbours is not None:
+            self.neighbours.close()
+            self.neighbours = None
         if self.heartbeats is not None:
             self.heartbeats.close()
             self.heartbeats = None
@@ -113,7 +128,7 @@ def link_plan(config: ClusterConfig, plane_sets_packet_type: bool = False) -> Li
         config.host_id,
         config.cluster_ip_addresses,
         plane_sets_packet_type,
-        config.link_choices,
+        replace(config.link_choices, dedicated_ipv6_address=config.dedicated_ipv6_address),
     )
 
 
@@ -131,7 +146,7 @@ def table_of(
         interface=config.interface,
         cluster_mac=link_plan(config).cluster_mac,
         cluster_ip_addresses=addresses,
-        local_ip_addresses=(*addresses, config.dedicated_ip_address.ip),
+        local_ip_addresses=(*addresses, *config.dedicated_ip_addresses),
         hash_seed=config.hash_seed,
         rules=tuple(
             FilterRule(rule, current[slot], orphan[slot], states[slot] != "disabled")
@@ -149,8 +164,8 @@ def host_config(config: ClusterConfig) -> HostConfig:
     """What the convergence machine needs of a configuration."""
     return HostConfig(
         host_id=config.host_id,
-        cluster_ip_address=IPv4Address(config.cluster_ip_addresses[0].ip),
-        dedicated_ip_address=IPv4Address(config.dedicated_ip_address.ip),
+        cluster_ip_address=w_x_y_z(config.cluster_ip_addresses[0].ip),
+        dedicated_ip_address=w_x_y_z(config.dedicated_ip_address.ip),
         period_ms=config.alive_message_period_ms,
         tolerance=config.alive_message_tolerance,
         rules=config.port_rules,

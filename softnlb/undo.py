@@ -1,6 +1,6 @@
 """Undoes what a record says, in reverse order; what somebody else changed since stays."""
 
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from modes import mac
 from modes.nft import removal
@@ -37,7 +37,7 @@ def _undo_addresses(route: netlink.Netlink, record: Record) -> list[str]:
         return []
     done = []
     present = interface.ip_addresses(route)
-    for address in map(IPv4Address, record.cluster_ip_addresses):
+    for address in map(ip_address, record.cluster_ip_addresses):
         if (found.index, address) in present:
             route.send(interface.delete_ip_address(found, address))
             done.append(f"removed {address} from {found.name}")

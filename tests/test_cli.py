@@ -209,7 +209,7 @@ def test_refused_is_1(agent, capsys):
         ["nonsense"],
         ["query", "--nonsense"],
         ["query", "not-an-address"],
-        ["ip2mac", "fe80::1"],
+        ["ip2mac", "fe80::x"],
         ["enable"],
         ["enable", "all:http"],
         ["queryport", "70000"],

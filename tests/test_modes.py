@@ -1,13 +1,13 @@
 """What each operation mode computes: addresses, plans and nft text."""
 
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modes import arp, mac, plan_link
-from modes.plan import Mode
+from modes.plan import LinkChoices, Mode
 
 PRIMARY = IPv4Address("192.168.100.80")
 VIPS = (IPv4Interface("192.168.100.80/24"), IPv4Interface("192.168.100.81/24"))
@@ -33,11 +33,11 @@ def test_group_and_individual_bits(address: IPv4Address) -> None:
     # IEEE 802: bit 0 of the first byte is the group bit, bit 1 "locally administered".
     assert mac.unicast_mac(address)[0] & 3 == 2
     assert mac.multicast_mac(address)[0] & 3 == 3
-    group = mac.igmp_group(address)
+    group = mac.group(address)
     assert group.is_multicast
     # RFC 1112: the low 23 bits of the group in the MAC address.
     low = int(group) & 0x7F_FFFF
-    assert int.from_bytes(mac.igmp_multicast_mac(address)) == 0x01_00_5E_00_00_00 | low
+    assert int.from_bytes(mac.group_mac(address)) == 0x01_00_5E_00_00_00 | low
 
 
 @given(addresses, host_ids)
@@ -72,9 +72,45 @@ def test_unicast_plan() -> None:
     assert plan.interface_mac == bytes.fromhex("0207c0a86450")
     assert plan.secondary_mac
     assert not plan.join_mac
-    assert plan.igmp_group is None
+    assert plan.group is None
     assert plan.heartbeat_destination == b"\xff" * 6
     assert ("net/ipv4/conf/eth0/arp_notify", "1") in plan.sysctls
+
+
+def test_the_example_of_an_ipv6_cluster() -> None:
+    """Get-NlbClusterDriverInfo's documentation; the group is built as IGMP mode's."""
+    assert mac.ip2mac(IPv6Address("2001:4898:e8:3018:bd82:dde1:6615:7b0")) == {
+        "cluster_ip_address": "2001:4898:e8:3018:bd82:dde1:6615:7b0",
+        "unicast": "02-BF-FB-7E-A2-D1",
+        "multicast": "03-BF-FB-7E-A2-D1",
+        "mld_multicast": "33-33-EF-FF-A2-D1",
+        "mld_group": "ff05::efff:a2d1",
+    }
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_cluster_with_both_ip_versions_has_rules_for_both(mode: Mode) -> None:
+    both = (*VIPS, IPv6Interface("2001:db8::100/64"))
+    plan = plan_link(mode, "eth0", 1, both)
+    assert [family for family, _ in plan.nft_tables] == ["netdev", "arp", "ip", "ip6"]
+    assert "ip6 daddr { 2001:db8::100 } meta pkttype set host" in plan.nft_ruleset
+    assert plan.cluster_mac == plan_link(mode, "eth0", 1, VIPS).cluster_mac
+    only = plan_link(mode, "eth0", 1, both[2:])
+    assert [family for family, _ in only.nft_tables] == ["netdev", "ip6"]
+    assert not any("ipv4/conf/all" in name for name, _ in only.sysctls)
+
+
+def test_what_an_operator_chooses() -> None:
+    by_hand = bytes.fromhex("02bfc0ffee01")
+    plan = plan_link(Mode.UNICAST, "eth0", 7, VIPS, choices=LinkChoices(cluster_mac=by_hand))
+    assert (plan.cluster_mac, plan.secondary_mac) == (by_hand, True)
+    assert plan.interface_mac == bytes.fromhex("0207c0a86450")
+    bare = plan_link(Mode.UNICAST, "eth0", 7, VIPS, choices=LinkChoices(mask_source_mac=False))
+    assert bare.interface_mac == bare.cluster_mac
+    assert not bare.secondary_mac
+    silent = plan_link(Mode.IGMP, "eth0", 7, VIPS, choices=LinkChoices(arp_for_vip=False))
+    assert not silent.announces
+    assert "arp operation reply drop" in silent.nft_ruleset
 
 
 def test_multicast_plan() -> None:
@@ -83,7 +119,7 @@ def test_multicast_plan() -> None:
     assert plan.interface_mac is None
     assert not plan.secondary_mac
     assert plan.join_mac
-    assert plan.igmp_group is None
+    assert plan.group is None
     assert plan.heartbeat_destination == plan.cluster_mac
 
 
@@ -92,7 +128,7 @@ def test_igmp_plan() -> None:
     assert plan.cluster_mac == bytes.fromhex("01005e7f6450")
     assert plan.interface_mac is None
     assert not plan.secondary_mac
-    assert plan.igmp_group == IPv4Address("239.255.100.80")
+    assert plan.group == IPv4Address("239.255.100.80")
     assert plan.heartbeat_destination == plan.cluster_mac
 
 

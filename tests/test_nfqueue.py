@@ -77,11 +77,11 @@ def test_a_stopped_verdict_process_decides_by_the_newest_table_when_it_wakes(
 
 
 @pytest.mark.parametrize(
-    "damage", ["nft flush ruleset", "nft delete rule ip {table} input handle {handle}"]
+    "damage", ["nft flush ruleset", "nft delete rule inet {table} input handle {handle}"]
 )
 def test_somebody_elses_hand_in_the_rules_is_noticed(bench: Bench, damage: str) -> None:
     assert bench.intact()
-    listing = bench.host.run("nft -a list chain ip softnlb_queue_eth0 input")
+    listing = bench.host.run("nft -a list chain inet softnlb_queue_eth0 input")
     handle = next(
         line.split()[-1] for line in listing.splitlines() if "@cluster_ip_addresses" in line
     )

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from softnlb.control import split_address
 from softnlb.errors import SoftnlbError, UsageError
-from softnlb.nlb import COMMANDS, Request, Target, parse, run, split
+from softnlb.nlb import COMMANDS, Request, Target, parse, run
 from tests.fake_agent import QUERY, FakeAgent, serving
 
 ROOT = Path(__file__).parent.parent
@@ -146,14 +147,16 @@ def test_a_cluster_may_be_named() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("10.1.0.100:80", ("10.1.0.100", "80")),
-        ("all", ("all", "")),
-        ("::1", ("::1", "")),
-        ("[::1]:80", ("::1", "80")),
+        ("10.1.0.100:80", ("10.1.0.100", ":", "80")),
+        ("10.1.0.100:", ("10.1.0.100", ":", "")),
+        ("all", ("all", "", "")),
+        ("::1", ("::1", "", "")),
+        ("[::1]:80", ("::1", ":", "80")),
+        ("[::1]", ("::1", "", "")),
     ],
 )
-def test_an_address_and_what_follows_it(text: str, parts: tuple[str, str]) -> None:
-    assert split(text) == parts
+def test_an_address_and_what_follows_it(text: str, parts: tuple[str, str, str]) -> None:
+    assert split_address(text) == parts
 
 
 def test_without_a_target_every_cluster_of_the_computer_is_asked(agents, capsys) -> None:
