@@ -400,7 +400,7 @@ def test_a_data_plane_that_others_take_away_is_put_back(hosts: list[Host], data_
     assert host.ask("params")["data_plane"] == data_plane
     before = host.network()
     if data_plane == "nfqueue":
-        host.node.run("nft delete table ip softnlb_queue_eth0")
+        host.node.run("nft delete table inet softnlb_queue_eth0")
     else:
         assert host.node.call(ebpf.cleanup, "eth0")
     wait_for(lambda: "repair" in host.log())
