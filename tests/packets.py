@@ -284,11 +284,12 @@ class FakeSockets:
 
     def __init__(self, sockets: str, ours: int = OURS) -> None:
         self._sockets = sockets
+        self._tracked = sockets.startswith("conntrack")
         self._ours = ours
 
     def tcp_state(self, flow: Flow) -> str | None:
         known = {"listen": "LISTEN", "cookie": "LISTEN", "FIN_WAIT2-closed": "FIN_WAIT2"}
-        if self._sockets in ("none", "udp", "udp-connected", "conntrack"):
+        if self._sockets in ("none", "udp", "udp-connected") or self._tracked:
             return None
         return known.get(self._sockets, self._sockets)
 
@@ -297,7 +298,10 @@ class FakeSockets:
         return known and flow.acknowledgment == (self._ours + 1) & 0xFFFF_FFFF
 
     def conntracked(self, flow: Flow) -> bool:
-        return self._sockets == "conntrack"
+        ended = self._sockets.endswith(("TIME_WAIT", "CLOSE"))
+        ends = flow.flags & (FLAGS["F"] | FLAGS["R"])
+        untranslated = self._sockets.endswith("untranslated")
+        return self._tracked and not untranslated and bool(not ended or ends)
 
     def udp_connected(self, flow: Flow) -> bool:
         return self._sockets == "udp-connected"

@@ -8,6 +8,7 @@ import socket
 import struct
 from contextlib import suppress
 
+from softnlb import netlink
 from softnlb.packet import TCP, Flow, parse
 from softnlb.sockdiag import SockDiag
 from tests.netns import Segment, wait_for
@@ -54,6 +55,9 @@ class Stage:
             datagrams.bind(server)
             if state == "udp-connected":
                 datagrams.connect(client)
+            return 0
+        if state.startswith("conntrack"):
+            _track(state.removeprefix("conntrack-"), client, server)
             return 0
         if state == "SYN_SENT":
             self._connect(client, server)
@@ -132,6 +136,42 @@ class Stage:
         self._diag.close()
         self._wire.close()
         self.segment.close()
+
+
+# linux/netfilter/nfnetlink_conntrack.h
+_CT_NEW, _CREATE = 1 << 8, 0x400
+_STATES = ("NONE", "SYN_SENT", "SYN_RECV", "ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK")
+_STATES += ("TIME_WAIT", "CLOSE")
+_CONTAINER = "172.16.0.2"
+
+
+def _track(state: str, client: End, server: End) -> None:
+    """An entry of connection tracking in this state, as an accepted SYN to a published port leaves
+    it; ``untranslated``: of a connection that nobody translates."""
+    attribute = netlink.attribute
+    number = _STATES.index("ESTABLISHED" if state in ("conntrack", "untranslated") else state)
+    translated = attribute(13, attribute(1, socket.inet_aton(_CONTAINER)))
+    kernel = netlink.Netlink(netlink.NETFILTER)
+    kernel.request(
+        _CT_NEW,
+        _CREATE,
+        bytes((socket.AF_INET, 0, 0, 0))
+        + attribute(1, _tuple(client, server))
+        + attribute(2, _tuple(server, client))
+        + attribute(4, attribute(1, attribute(1, bytes((number,)))))
+        + attribute(7, struct.pack("!I", 3600))
+        + (b"" if state == "untranslated" else translated),
+    )
+    kernel.close()
+
+
+def _tuple(source: End, destination: End) -> bytes:
+    attribute = netlink.attribute
+    addresses = attribute(1, _packed(source)) + attribute(2, _packed(destination))
+    ports = attribute(2, struct.pack("!H", source[1])) + attribute(
+        3, struct.pack("!H", destination[1])
+    )
+    return attribute(1, addresses) + attribute(2, attribute(1, bytes((TCP,))) + ports)
 
 
 def _packed(end: End) -> bytes:

@@ -69,6 +69,7 @@ def test_programs(case: Case, programs: list[Runner], stages: dict[str, Stage]) 
         if kind not in case.planes:
             continue
         runner.install(table_of(case.table, now_ms() + HOUR_MS))
+        runner.program.ask_conntrack(case.sockets.startswith("conntrack"))
         with inside(stage.host):
             verdict, reason, _ = runner.run(frame)
         assert (kind, verdict, reason) == (kind, case.verdict, case.reason)
