@@ -361,6 +361,52 @@ def capture(
         click.echo(f"{captured.frames} frames{lost}", err=True)
 
 
+@lab.command()
+@click.argument("events", required=False, type=click.Path(path_type=Path), metavar="[EVENTS]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: report.html.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path), metavar="DIR", help="Also as PNG and SVG files."
+)
+@click.option(
+    "--events", "keep", type=click.Path(path_type=Path), metavar="FILE", help="Keep the log, too."
+)
+@verb
+def report(
+    name: str,
+    as_json: bool,
+    events: Path | None,
+    output: Path | None,
+    figures: Path | None,
+    keep: Path | None,
+) -> None:
+    """Make one page with figures from an event log.
+
+    EVENTS is what `softnlb lab run ... --events EVENTS` wrote; without it the running lab is asked.
+    The page needs no network. With --json the same figures come as numbers.
+    """
+    from labs.report import build
+    from softnlb.errors import SoftnlbError
+
+    told = build.stories(events, name)
+    output = output or (None if as_json else Path("report.html"))
+    title = f"softnlb: {events.stem if events else 'lab ' + name}"
+    try:
+        if output is not None:
+            output.write_text(build.html(told, title))
+        if keep is not None:
+            from labs.handle import LabHandle
+
+            keep.write_bytes(events.read_bytes() if events else LabHandle(name).events())
+    except OSError as error:
+        raise SoftnlbError(f"{error.filename}: {error.strerror}") from error
+    written = build.write_figures(told, figures) if figures is not None else []
+    if as_json:
+        print_json({"labs": [story.to_json() for story in told]})
+    else:
+        for path in (output, *written):
+            click.echo(path)
+
+
 class Runs(click.Group):
     """The experiments: every module in labs/runs is one, imported when it is named."""
 

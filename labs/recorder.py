@@ -176,7 +176,7 @@ class SwitchWatch:
         if port not in ("lo", BRIDGE) and self._index.get(port) != index:
             self._index[port] = index
             self.laid.append(port)
-        if self._up.get(port, None if up else True) != up:
+        if port in self._index and self._up.get(port, True) != up:
             self._log.add("cable", port=port, up=up)
         self._up[port] = up
 
