@@ -64,7 +64,7 @@ def measured(tmp_path_factory):
     """Direct return with nft: what it does steadily, and when a service dies."""
     out = tmp_path_factory.mktemp("compare")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, "WINDOW_S", 5.0)
+        patch.setattr(cell, "WINDOW_S", 7.0)
         cells = [
             cell.run_cell("lb-direct-return", fault, str(out)) for fault in ("steady", "app-down")
         ]

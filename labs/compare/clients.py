@@ -25,7 +25,7 @@ PING_S, STEP_S, MANY_S = 0.02, 0.1, 0.025
 SILENCE_S = 3.0
 """After so long without an answer a user takes a session for dead and connects again."""
 
-RETRY_S = 1.5
+RETRY_S = 2.5
 """Patience per attempt where there is one address: a SYN that was lost is repeated after 1 s."""
 
 SYSTEM_CONNECT_S = 21.0
@@ -119,6 +119,18 @@ async def request(connection: socket.socket, path: str, patience_s: float) -> di
             answer += data
     said: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return said
+
+
+async def _fetch(resolver: Resolver, policy: str, source: str, patience_s: float) -> int:
+    """One request on a new connection; one that is reset under way is repeated, as browsers do."""
+    for tries_left in (1, 0):
+        with await connect(resolver, policy, source, patience_s) as connection:
+            try:
+                return int((await request(connection, "/x", RETRY_S))["host_id"])
+            except ConnectionError:
+                if not tries_left:
+                    raise
+    raise OSError("not reached")
 
 
 class Clients:
@@ -222,11 +234,8 @@ class Clients:
     async def _requests(
         self, name: str, resolver: Resolver, policy: str, source: str, step_s: float
     ) -> None:
-        async def work() -> int:
-            with await connect(resolver, policy, source, self._plan.patience_s) as connection:
-                return int((await request(connection, "/x", RETRY_S))["host_id"])
-
-        await self._step(name, step_s, work)
+        patience_s = self._plan.patience_s
+        await self._step(name, step_s, lambda: _fetch(resolver, policy, source, patience_s))
 
     async def _many(self) -> None:
         """One new connection from another address every ``MANY_S``, whatever became of others."""
@@ -248,8 +257,7 @@ class Clients:
         source = str(CLIENT_POOL[self._random.randrange(1, CLIENT_POOL.num_addresses - 1)])
         record: Record = [time.monotonic(), 0.0, None, None]
         try:
-            with await connect(resolver, "first only", source, RETRY_S) as connection:
-                record[2] = int((await request(connection, "/x", RETRY_S))["host_id"])
+            record[2] = await _fetch(resolver, POLICIES[0], source, RETRY_S)
         except (OSError, TimeoutError, ValueError) as error:
             record[3] = type(error).__name__
         record[1] = time.monotonic()

@@ -179,13 +179,13 @@ global
   stats socket /run/haproxy.sock mode 600 level admin
 defaults
   mode tcp
-  timeout connect 1s
+  timeout connect 400ms
   timeout client 1m
   timeout server 1m
-  timeout check 500ms
+  timeout check 300ms
   retries 3
   option redispatch 1
-  default-server inter 500ms fall 2 rise 1 check on-marked-down shutdown-sessions
+  default-server inter 300ms fall 2 rise 1 check on-marked-down shutdown-sessions
 frontend www
   bind {address}:80
   default_backend servers
@@ -250,7 +250,7 @@ def haproxy_order(lab: LabHandle, order: str) -> str:
 
 # ---------------------------------------------------------------- direct server return
 
-CHECK_S, FALL = 0.5, 2
+CHECK_S, FALL = 0.5, 4
 
 
 def rewriting_rules(address: str, own_mac: str, macs: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 NO_OUTAGE, RECONNECT, LONG_WAIT = "no outage", "reconnect", "long wait"
 
-BARELY_S = 1.5
+BARELY_S = 2.0
 """A pause shorter than this is no outage, when nothing broke: one lost SYN costs a second."""
 
 LONG_S = 10.0

@@ -14,7 +14,7 @@ from modes.plan import Mode
 
 VIP = str(CLUSTER_IP_ADDRESS)
 SERVERS = ("host1", "host2", "host3")
-OPERATOR_S = 2.0
+OPERATOR_S = 3.0
 """Between two commands that an operator gives on two servers."""
 
 GROUP_MAC = "01:00:5e:00:01:01"
