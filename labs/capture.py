@@ -23,7 +23,6 @@ from labs.namespaces import CLONE_NEWNET, set_namespace
 from labs.pcapng import Writer
 from labs.recorder import SwitchWatch
 from labs.ring import Ring
-from labs.switch import BRIDGE
 from softnlb.errors import SoftnlbError
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def find_ports(lab: LabHandle, words: list[str]) -> list[Port]:
         if name not in nodes:
             raise SoftnlbError(f"{name} is not a node of this lab: {', '.join(nodes)}")
         node = nodes[name]
-        host_id = int(name.removeprefix("host")) if node["kind"] == "host" else None
+        host_id = node["host_id"]
         if node["port"] and not colon:
             ports.append(Port(name, "switch", node["port"], True, host_id))
             continue
@@ -135,9 +134,9 @@ class _Plan:
         self.ports = ports
         self.vip = str(lab.status()["cluster_ip_address"])
         self.hosts = {
-            int(name.removeprefix("host")): str(node["address"])
-            for name, node in nodes.items()
-            if node["kind"] == "host"
+            int(node["host_id"]): str(node["address"])
+            for node in nodes.values()
+            if node["host_id"] is not None
         }
         alive = [name for name, node in nodes.items() if node["kind"] == "host" and node["pid"]]
         self.config = _read_config(lab, alive) if facts["spec"]["agents"] else None
@@ -312,7 +311,7 @@ def _open_rings(plan: _Plan) -> list[tuple[Ring, Numbers]]:
             unwanted = []
             for index, name in socket.if_nameindex():
                 numbers[index] = names.get(name, -1)
-                if name in ("lo", BRIDGE) and name not in names:
+                if name not in names and (node != "switch" or name not in plan.switch_ports):
                     unwanted.append(index)
             rings.append((Ring(unwanted), numbers))
     os.close(here)

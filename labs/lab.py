@@ -17,7 +17,7 @@ from labs.events import EventLog
 from labs.node import NodeProcess, run_batch, run_tool
 from labs.plan import INTERFACE, Node, build
 from labs.process import MachineProc, Process, enter_node, fork, processes_in
-from labs.recorder import record
+from labs.recorder import Watched, record
 from labs.service import nginx, serve
 from labs.snooping import mirror
 from labs.switch import PortFaults, bridge_lines, fault_ruleset, port_lines, trunk_lines
@@ -100,7 +100,9 @@ class Lab:
             address = str(self.layout.cluster_ip_address)
             self._recorder, inside = socket.socketpair()
             self._recorder.settimeout(RECORDER_TIMEOUT_S)
-            body = functools.partial(record, log, ports, address, self.spec.period_ms, inside)
+            hosts = {n.name: n.host_id for n in self.plan.values() if n.host_id is not None}
+            watched = Watched(ports, address, self.spec.period_ms, hosts)
+            body = functools.partial(record, log, watched, inside)
             process, self._recorder_ready = self._start("switch:recorder", "switch", body)
             self._others.append(process)
             inside.close()
@@ -364,6 +366,7 @@ class Lab:
         return {
             "name": name,
             "kind": node.kind,
+            "host_id": node.host_id,
             "address": address,
             "pid": running.process.machine_pid if running.alive else None,
             "port": node.port,

@@ -12,13 +12,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from convergence.heartbeat import ETHERTYPE, Heartbeat, HeartbeatError, Statement, decode
 from labs.events import EventLog
 from labs.frames import FrameTables
-from labs.switch import BRIDGE
 from labs.tap import JUMP_EQUAL, LOAD_HALF, PACKET_TYPE, RETURN, Instruction, Tap
 from softnlb import netlink
 from softnlb.errors import SoftnlbError
@@ -121,6 +121,7 @@ class SwitchWatch:
         self.laid: list[str] = []
         """Ports whose cable was laid anew; whoever counts there takes them out."""
         self._index = {port: socket.if_nametoindex(port) for port in ports}
+        self._no_ports = {name for _, name in socket.if_nameindex()} - self._index.keys()
         self._learned: dict[str, str] = {}
         self._up: dict[str, bool] = {}
 
@@ -173,7 +174,7 @@ class SwitchWatch:
         if family == AF_BRIDGE or IFLA_IFNAME not in found:
             return
         port, up = found[IFLA_IFNAME].rstrip(b"\0").decode(), bool(flags & IFF_LOWER_UP)
-        if port not in ("lo", BRIDGE) and self._index.get(port) != index:
+        if port not in self._no_ports and self._index.get(port) != index:
             self._index[port] = index
             self.laid.append(port)
         if port in self._index and self._up.get(port, True) != up:
@@ -191,8 +192,8 @@ def _name(index: int) -> str:
 class LogWatch:
     """Follows the logs of the agents, through the /proc of the lab."""
 
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
+    def __init__(self, log: EventLog, hosts: dict[str, int]) -> None:
+        self._log, self._hosts = log, hosts
         self._open: dict[str, tuple[int, int]] = {}
         self._rest: dict[str, bytes] = {}
 
@@ -201,7 +202,9 @@ class LogWatch:
         for name in [name for name, (pid, _) in self._open.items() if not _alive(pid, name)]:
             self._read(name)
             os.close(self._open.pop(name)[1])
-        for pid, name in _hosts():
+        for pid, name in _nodes():
+            if name not in self._hosts:
+                continue
             if name not in self._open:
                 try:
                     path = f"/proc/{pid}/root/run/softnlb/agent.log"
@@ -218,7 +221,7 @@ class LogWatch:
             words = line.decode(errors="replace").split(" ", 3)
             if len(words) == 4 and words[2] in ("INFO", "WARNING", "ERROR"):
                 at_s = _monotonic(words[0], words[1])
-                host_id = int(name.removeprefix("host"))
+                host_id = self._hosts[name]
                 self._log.add("agent", at_s, host_id=host_id, level=words[2], text=words[3])
 
 
@@ -232,10 +235,10 @@ def _monotonic(day: str, moment: str) -> float:
     return time.monotonic() - (time.time() - wall_s)
 
 
-def _hosts() -> list[tuple[int, str]]:
+def _nodes() -> list[tuple[int, str]]:
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and (name := _node(int(entry))).startswith("host"):
+        if entry.isdigit() and (name := _node(int(entry))):
             found.append((int(entry), name))
     return found
 
@@ -253,23 +256,26 @@ def _alive(pid: int, name: str) -> bool:
     return _node(pid) == name
 
 
-def record(
-    log: EventLog,
-    ports: list[str],
-    cluster_ip_address: str,
-    period_ms: int,
-    asked: socket.socket,
-    ready: int,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What there is to watch; ``hosts``: host id by node name."""
+
+    ports: list[str]
+    cluster_ip_address: str
+    period_ms: int
+    hosts: dict[str, int]
+
+
+def record(log: EventLog, watched: Watched, asked: socket.socket, ready: int) -> int:
     """Watch until killed; one byte to ``ready`` when nothing can be missed any more.
 
     Each byte from ``asked`` is sent back once the log is up to date.  Runs inside the switch, with
     the lab's /proc.
     """
-    heartbeats = HeartbeatWatch(log, period_ms)
-    switch = SwitchWatch(log, ports)
-    logs = LogWatch(log)
-    frames = FrameTables(ports, cluster_ip_address)
+    heartbeats = HeartbeatWatch(log, watched.period_ms)
+    switch = SwitchWatch(log, watched.ports)
+    logs = LogWatch(log, watched.hosts)
+    frames = FrameTables(watched.ports, watched.cluster_ip_address)
     frames.install()
     tap = Tap(heartbeats_in())
     os.write(ready, b"1")

@@ -32,7 +32,15 @@ def events_of_a_failover(minutes=0.5):
         return event(at_s, "buckets", host_id=host_id, slot=0, map=f"{taken:x}")
 
     kinds = {"router": "router", "client2": "client", "bystander": "bystander"}
-    nodes = [{"name": name, "kind": kinds.get(name, "host"), "port": name} for name in NODES]
+    nodes = [
+        {
+            "name": name,
+            "kind": kinds.get(name, "host"),
+            "port": name,
+            "host_id": None if name in kinds else int(name[-1]),
+        }
+        for name in NODES
+    ]
     found = [event(0, "lab", name="x", nodes=nodes, spec={"mode": "unicast", "hosts": 2})]
     found += [host(1, n, "converged", [1, 2]) for n in (1, 2)]
     found += [buckets(1, 1, LOW), buckets(1, 2, HIGH)]

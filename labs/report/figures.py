@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from convergence.rules import BUCKETS
+from convergence.rules import BUCKETS, HOST_ID_MAX
 from labs.report.story import Story
 
 mpl.rcParams.update(
@@ -106,7 +106,7 @@ def topology(story: Story) -> Figure | None:
     """Every cable of the switch, and what the switch sent into it."""
     if not story.ports:
         return None
-    order = sorted(story.ports, key=lambda p: (not p.startswith("host"), _number(p), p))
+    order = sorted(story.ports, key=lambda port: (story.hosts.get(port, HOST_ID_MAX + 1), port))
     rows = len(order)
     figure, axes = _figure(max(2.2, 0.42 * rows + 0.9))
     most = max(max(p["forwarded"] + p["flooded"] for p in story.ports.values()), 1)
@@ -119,7 +119,7 @@ def topology(story: Story) -> Figure | None:
         counted = story.ports[port]
         useful = counted["flooded"] - counted["wasted"]
         axes.plot([-0.21 * most, -0.155 * most], [row, row], color="#98a2ad", linewidth=1.6)
-        colour = colour_of(_number(port)) if port.startswith("host") else "#5b6670"
+        colour = colour_of(story.hosts[port]) if port in story.hosts else "#5b6670"
         axes.text(-0.148 * most, row, port, va="center", ha="left", color=colour, weight="bold")
         left = 0
         for name, count in (
@@ -162,11 +162,6 @@ def topology(story: Story) -> Figure | None:
         handles=patches, loc="upper center", bbox_to_anchor=(0.5, 1.09), ncols=3, frameon=False
     )
     return figure
-
-
-def _number(port: str) -> int:
-    word = port.removeprefix("host")
-    return int(word) if word.isdigit() else 0
 
 
 def buckets(story: Story) -> Figure | None:

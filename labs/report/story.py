@@ -55,20 +55,14 @@ class Story:
 
     moves: list[Move] = field(default_factory=list)
     ports: dict[str, Port] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)
-    """Per node what it is: host, client, router, bystander."""
+    hosts: dict[str, int] = field(default_factory=dict)
+    """Host id by node name."""
 
     clients: list[dict[str, Any]] = field(default_factory=list)
     sessions: list[dict[str, Any]] = field(default_factory=list)
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     told: list[tuple[float, str, str]] = field(default_factory=list)
     """(when, kind, sentence)"""
-
-    @property
-    def hosts(self) -> list[int]:
-        """Host ids."""
-        named = (name.removeprefix("host") for name, kind in self.kinds.items() if kind == "host")
-        return sorted(int(name) for name in named if name.isdigit())
 
     def longest_gap_s(self) -> float:
         """Of all clients; 0 when nobody noticed anything."""
@@ -113,7 +107,8 @@ def story_of(events: list[Event]) -> Story:
     story = Story(
         str(begin.get("name", "lab")), {key: spec.get(key) for key in _SPEC if key in spec}
     )
-    story.kinds = {node["name"]: node["kind"] for node in begin.get("nodes", [])}
+    nodes = begin.get("nodes", [])
+    story.hosts = {n["name"]: n["host_id"] for n in nodes if n.get("host_id") is not None}
     for event in events:
         kind = event["event"]
         at_s = round(event["at_s"] - zero_s, 4)
@@ -261,11 +256,11 @@ class _Teller:
 
     def _fault_of(self, host_id: int, at_s: float) -> str:
         """The fault that met this host about then; the last heartbeat may have been before it."""
-        name = f"host{host_id}"
+        names = {name for name, its_id in self._story.hosts.items() if its_id == host_id}
         found = [
             (abs(fault_s - at_s), text)
             for fault_s, text in self._story.faults
-            if name in text.replace(",", " ").split() and abs(fault_s - at_s) < FAULT_NEAR_S
+            if names & set(text.replace(",", " ").split()) and abs(fault_s - at_s) < FAULT_NEAR_S
         ]
         return min(found)[1] if found else ""
 
