@@ -1,10 +1,11 @@
 # softnlb: the two commands of a newcomer are `make demo` and `make test`.
 # Both set up what they need first, say what that is, and install nothing the second time.
 
-.PHONY: help setup demo test check soak bpf clean
+.PHONY: help setup demo test check soak bpf install-unit clean
 
 VENV := .venv/bin
 SEEDS ?= 20000
+SOFTNLB ?= $(CURDIR)/$(VENV)/softnlb
 
 help:
 	@echo "make demo    a real 4-host cluster on this machine: flooding, drainstop, a host killed"
@@ -12,6 +13,7 @@ help:
 	@echo "make check   style, types, import rule"
 	@echo "make soak    SEEDS=$(SEEDS) simulated episodes, all cores"
 	@echo "make bpf     the eBPF program anew, when its source changed: needs Debian 12's clang"
+	@echo "make install-unit  the systemd unit of a host, for /etc/softnlb/NAME.toml"
 	@echo "make setup   only what demo needs: .venv with softnlb in it"
 	@echo "make clean   remove what make made"
 
@@ -39,6 +41,13 @@ soak:
 bpf:
 	@sh .ci/setup test
 	@$(MAKE) --no-print-directory -C softnlb/bpf
+
+install-unit:
+	@install -d $(DESTDIR)/etc/systemd/system
+	@sed -e 's|@SOFTNLB@|$(SOFTNLB)|' -e 's|@ROOT@|$(CURDIR)|' softnlb/systemd/softnlb@.service \
+	    > $(DESTDIR)/etc/systemd/system/softnlb@.service
+	@echo "Installed. Next: systemctl daemon-reload; systemctl enable --now softnlb@web"
+	@echo "runs the host of /etc/softnlb/web.toml. Members of a group softnlb may command it."
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -44,6 +44,7 @@ from convergence import commands, lease, membership, orphans, phases, reception,
 from convergence.events import (
     CommandError,
     CommandReceived,
+    Convergence,
     FrameReceived,
     HostProbed,
     HostState,
@@ -127,6 +128,12 @@ class Machine:
     def rule_states(self) -> tuple[str, ...]:
         """Per slot: "enabled", "disabled" or "draining" on this host."""
         return tuple(rule.value for rule in self._state.rule_states)
+
+    def history_since(self, length: int) -> tuple[int, tuple[Convergence, ...]]:
+        """How many lines the convergence history ever had, and those after the first ``length``."""
+        state = self._state
+        new = min(state.history_length - length, len(state.history))
+        return state.history_length, tuple(state.history)[-new:] if new else ()
 
     @property
     def counters(self) -> dict[str, int]:

@@ -190,6 +190,8 @@ class State:
     stable2: int = 0
     embargo_until_ms: int = 0
     history: deque[Convergence] = field(default_factory=lambda: deque(maxlen=HISTORY_MAX))
+    history_length: int = 0
+    """Lines ever appended to the history, which forgets the oldest."""
     convergence_count: int = 0
     last_converged_ms: int | None = None
     # the lease
@@ -388,4 +390,5 @@ class State:
 
     def note_history(self, reason: str) -> None:
         """Append the present phase to the convergence history."""
+        self.history_length += 1
         self.history.append(Convergence(self.now_ms, self.phase.label, reason, self.members))

@@ -67,7 +67,7 @@ def start_agent(config: "ClusterConfig", host: NodeProcess, proc: MachineProc) -
         redirect_output(LOG)
         return run(CONFIG, config=config)
 
-    from softnlb.agent import run  # here, so that a lab without agents need not wait for it
+    from softnlb.run import run  # here, so that a lab without agents need not wait for it
 
     return fork(f"agent:{host.node.name}", proc, body, log=None)
 

@@ -140,9 +140,6 @@ def _furnish() -> None:
 
 def _import_agent() -> None:
     """Once, for every agent that is forked; meanwhile the kernel makes the nodes."""
-    import softnlb.agent
-    import softnlb.ebpf
-    import softnlb.nfqueue  # noqa: F401
 
     gc.collect()
     gc.freeze()

@@ -4,19 +4,14 @@ Sockets and clock go in, ``Machine.step`` decides, its outputs are carried out i
 Nothing else in the house reads the clock of a running host.
 """
 
-import logging
-import os
 import secrets
 import selectors
 import signal
 import socket
-import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from convergence.events import (
     Command,
@@ -38,27 +33,24 @@ from convergence.machine import Machine
 from softnlb import sockdiag, state
 from softnlb.answers import Answers
 from softnlb.arp_probe import Probes
-from softnlb.config import ClusterConfig, ConfigError, load_in_child
+from softnlb.config import ClusterConfig
 from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
 from softnlb.health import Health
+from softnlb.history import History, agent_started
+from softnlb.notify import Notifier
 from softnlb.planes import Choice, choose
 from softnlb.reload import reload
 from softnlb.serving import Serving, host_config, table_of
 from softnlb.signals import Signals
 from softnlb.socket_watch import SocketWatch
 
-log = logging.getLogger("softnlb")
-
-EVENTS_MAX = 100
 CHECK_MS = 1000
 """Between two looks at what stands; most changes tell themselves, a sysctl does not."""
 
 FRAMES_PER_TURN = 64
 """Heartbeats handled before the loop looks at its deadlines again."""
-
-LEVELS = {severity: getattr(logging, severity.name) for severity in Severity}
 
 
 def boot_ms() -> int:
@@ -69,14 +61,24 @@ def boot_ms() -> int:
 class Agent:
     """One host of one cluster."""
 
-    def __init__(self, config: ClusterConfig, data_plane: str, attach: str = "auto") -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        data_plane: str,
+        attach: str = "auto",
+        control: ControlServer | None = None,
+        notifier: Notifier | None = None,
+    ) -> None:
+        """``control``: the socket, when it was made while there was more privilege."""
         self.config = config
         self.directory = state.state_directory(config)
         self.data_plane = data_plane if data_plane != "auto" else config.data_plane
         self.attach = attach if attach != "auto" else config.attach
         self.choice: Choice | None = None
         self.suspended = False
-        self.events: deque[tuple[float, LogEvent]] = deque(maxlen=EVENTS_MAX)
+        self.history = History(self.directory, config.host_id)
+        self._notifier = notifier or Notifier({})
+        self._phases_told = 0
         self.serving: Serving | None = None
         self.machine = Machine(host_config(config), boot_ms())
         self._next_check_ms = 0
@@ -88,7 +90,8 @@ class Agent:
         self._loop.register(self._sockets, selectors.EVENT_READ, self._scanned)
         self._probes = Probes()
         self.health = Health(self.rule_command, lambda: self.machine.rule_states, self.tell)
-        self.control = ControlServer(socket_path(config), Answers(self).answer)
+        self.control = control or ControlServer(socket_path(config))
+        self.control.handler = Answers(self).answer
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
         self._signals = Signals()
         self._loop.register(self._signals, selectors.EVENT_READ, self._signalled)
@@ -97,11 +100,13 @@ class Agent:
 
     def run(self, force: bool) -> None:
         """Begin in the state that NLB would begin in, and go on until told to end."""
+        self.tell(agent_started())
         begin = state.initial(self.directory, self.config)
         self.suspended = begin == "suspended"
         try:
             if begin == "started":
                 self.start(force)
+            self._notifier.ready()
             while self._running or self.serving is not None:
                 self._turn()
         finally:
@@ -115,6 +120,8 @@ class Agent:
         self._sockets.close()
         self._signals.close()
         self._loop.close()
+        self.history.close()
+        self._notifier.close()
 
     def _turn(self) -> None:
         serving = self.serving is not None
@@ -123,6 +130,7 @@ class Agent:
             self._sockets.next_deadline_ms(self.machine) if serving else None,
             self._next_check_ms if serving else None,
             self._probes.next_deadline_ms(),
+            self._notifier.next_deadline_ms(),
         ]
         deadline_ms = min(at_ms for at_ms in deadlines if at_ms is not None)
         for key, _ in self._loop.select(max(0, deadline_ms - boot_ms()) / 1000):
@@ -139,13 +147,32 @@ class Agent:
         if self.serving is not None and now_ms >= self._next_check_ms:
             self._next_check_ms = now_ms + CHECK_MS
             self._look_after()
+        self._notifier.advance(now_ms)
 
     def step(self, event: Input) -> None:
         """One input to the machine, its outputs to the world, in their order."""
         for output in self.machine.step(event):
             self._carry_out(output)
+        self._tell_phases()
         if self.serving is not None and self.machine.host_state == HostState.STOPPED:
             self._end_serving()
+
+    def _tell_phases(self) -> None:
+        """Every phase with its reason is part of the history, and too much for the log."""
+        length, lines = self.machine.history_since(self._phases_told)
+        if not lines:
+            return
+        self._phases_told = length
+        for line in lines:
+            fields: dict[str, object] = {
+                "phase": line.phase,
+                "reason": line.reason,
+                "members": list(line.members),
+            }
+            text = f"{line.phase}: {line.reason}."
+            self.history.write(LogEvent("phase", Severity.INFO, text, fields))
+        members = ", ".join(map(str, lines[-1].members)) or "none"
+        self._notifier.status(f"Host {self.config.host_id}: {lines[-1].phase}, members {members}")
 
     def _carry_out(self, output: Output) -> None:
         serving = self.serving
@@ -177,6 +204,7 @@ class Agent:
             # Asked twice: leave without the hand-over.
             self._end_serving()
         self._running = False
+        self._notifier.stopping()
         if self.serving is not None:
             self.stop()
 
@@ -216,7 +244,16 @@ class Agent:
             self.tell(LogEvent("repair-failed", Severity.ERROR, text))
             self.stop()
         else:
+            self._tell_unrecorded(serving)
             self._watch(serving)
+
+    def _tell_unrecorded(self, serving: Serving) -> None:
+        if serving.unrecorded:
+            text = (
+                "What was changed on this machine could not be written down "
+                f"({serving.unrecorded}): `softnlb cleanup` would not find it after a crash."
+            )
+            self.tell(LogEvent("state-not-saved", Severity.ERROR, text))
 
     def _looked(self) -> None:
         if not self.health.read() and self.serving is not None:
@@ -249,6 +286,7 @@ class Agent:
             self.serving, before, self.choice = serving, self.choice, choice
             if before is None or before.reason != choice.reason:
                 self.tell(LogEvent("data-plane", Severity.INFO, choice.text))
+            self._tell_unrecorded(serving)
             self.health.start(self.config.health_probes)
             self._watch(serving)
         code = secrets.randbits(32)
@@ -285,10 +323,14 @@ class Agent:
         """Leave the cluster, when in it, and join again as the fresh configuration says."""
         self.config = fresh
         if self.serving is None:
-            self.machine = Machine(host_config(fresh), boot_ms())
+            self._new_machine()
             return
         self._restart = True
         self.stop()
+
+    def _new_machine(self) -> None:
+        self.machine = Machine(host_config(self.config), boot_ms())
+        self._phases_told = 0
 
     def _end_serving(self) -> None:
         serving = self.serving
@@ -301,7 +343,7 @@ class Agent:
         serving.stop()
         if self._restart:
             self._restart = False
-            self.machine = Machine(host_config(self.config), boot_ms())
+            self._new_machine()
             self.start()
 
     def _watch(self, serving: Serving) -> None:
@@ -328,7 +370,11 @@ class Agent:
 
     def remember(self, name: str) -> None:
         """Keep the operator's state over a restart of the agent."""
-        state.save(self.directory, name)
+        try:
+            state.save(self.directory, name)
+        except OSError as error:
+            text = f"The state {name} will be forgotten by a restart of the agent: {error}."
+            self.tell(LogEvent("state-not-saved", Severity.ERROR, text, {"state": name}))
 
     def now_ms(self) -> int:
         """The clock that leases are in."""
@@ -346,35 +392,5 @@ class Agent:
         return sockdiag.count_connections(addresses)
 
     def tell(self, event: LogEvent) -> None:
-        """Log an event and keep it for `softnlb display`."""
-        self.events.append((time.time(), event))
-        log.log(LEVELS[event.severity], "%s: %s", event.name, event.text)
-
-
-def run(
-    config_path: Path,
-    data_plane: str = "auto",
-    force: bool = False,
-    config: ClusterConfig | None = None,
-    attach: str = "auto",
-) -> int:
-    """Be a host until SIGTERM.  Returns the exit status; errors are one sentence on stderr.
-
-    ``config``: what the file says, when the caller has read it already; a lab reads the files of
-    all its hosts at once.
-    """
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    os.umask(0o022)
-    try:
-        config = config or load_in_child(config_path)
-        for warning in config.warnings:
-            log.warning("%s", warning)
-        Agent(config, data_plane, attach).run(force)
-    except SoftnlbError as error:
-        # The lines of a configuration error begin with the file instead.
-        prefix = "" if isinstance(error, ConfigError) else "softnlb: "
-        print(f"{prefix}{error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        """Log an event and keep it for `softnlb display` and `softnlb events`."""
+        self.history.tell(event)

@@ -163,7 +163,7 @@ class Answers:
                     "text": e.text,
                     **e.fields,
                 }
-                for at, e in self._agent.events
+                for at, e in self._agent.history.events
             ],
             "counters": self._counters(),
             "heartbeats_ignored": self._agent.machine.counters,

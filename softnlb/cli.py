@@ -11,6 +11,7 @@ import click
 from softnlb import __version__
 from softnlb.cli_bench import bench
 from softnlb.cli_decode import decode
+from softnlb.cli_events import events
 from softnlb.cli_explain import explain
 from softnlb.cli_more import agent, cleanup, config, doctor, lab
 from softnlb.cli_plan import plan
@@ -49,7 +50,7 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, agent, config, decode, explain, plan, doctor, cleanup, bench, lab):
+for _command in (*VERBS, events, agent, config, decode, explain, plan, doctor, cleanup, bench, lab):
     cli.add_command(_command)
 
 

@@ -35,7 +35,7 @@ from softnlb.cli_common import json_option, print_json
 )
 def agent(config_path: Path, data_plane: str, attach: str, force: bool) -> int:
     """Be a host of the cluster until SIGTERM."""
-    from softnlb.agent import run
+    from softnlb.run import run
 
     return run(config_path, data_plane=data_plane, force=force, attach=attach)
 
@@ -115,7 +115,7 @@ def cleanup(as_json: bool) -> None:
     from softnlb.control import is_live, run_dir, state_dir
 
     undone: list[str] = []
-    for file in sorted(state_dir().glob("*/link.json")):
+    for file in sorted(state_dir().glob(f"*/{link.RECORD}")):
         if is_live(run_dir() / f"{file.parent.name}.sock"):
             continue
         left = record.read(file)

@@ -83,10 +83,10 @@ class ControlServer:
     directory or socket cannot be made.
     """
 
-    def __init__(self, path: Path, handler: Handler) -> None:
+    def __init__(self, path: Path, handler: Handler | None = None) -> None:
         self.path = path
         self.peer: Peer | None = None
-        self._handler = handler
+        self.handler: Handler = handler or _not_yet
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
         self._selector = selectors.EpollSelector()  # an epoll can itself be polled: one fd for all
@@ -159,7 +159,7 @@ class ControlServer:
             else:
                 client.received = rest
                 self.peer = client.peer
-                response = _respond(bytes(line), self._handler)
+                response = _respond(bytes(line), self.handler)
                 self.peer = None
             client.to_send += json.dumps(response, default=str).encode() + b"\n"
             self._send(client)
@@ -181,6 +181,10 @@ class ControlServer:
     def _hang_up(self, client: _Client) -> None:
         self._selector.unregister(client.socket)
         client.socket.close()
+
+
+def _not_yet(verb: str, _: Result) -> Result:
+    raise SoftnlbError(f"{verb}: the agent is only just starting")
 
 
 def _respond(line: bytes, handler: Handler) -> Result:
@@ -313,7 +317,7 @@ def find_hosts(target: str | None = None) -> list[Path]:
         raise NotRunningError("No agent is running on this machine.")
     if target == "all":
         return hosts
-    cluster, host = _parse_target(target or "")
+    cluster, host = parse_target(target or "")
     found = [path for path in hosts if cluster in ("", cluster_of(path))]
     if host:
         found = [path for path in found if _is_host(path, host)]
@@ -343,7 +347,7 @@ def _names(hosts: list[Path]) -> str:
     return ", ".join(path.stem for path in hosts)
 
 
-def _parse_target(target: str) -> tuple[str, str]:
+def parse_target(target: str) -> tuple[str, str]:
     """Cluster and host, each empty where the target does not name one."""
     cluster, colon, host = split_address(target)
     try:

@@ -5,7 +5,7 @@ address goes before anything else falls.  What is changed is on the disk before 
 """
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,6 +22,9 @@ from softnlb.monitors import Monitors
 from softnlb.record import Record
 from softnlb.undo import undo
 
+RECORD = "link.json"
+"""The file of what was changed, in the host's directory."""
+
 
 class Link:
     """The cluster interface of a started host.
@@ -37,6 +40,9 @@ class Link:
         self._memberships = ExitStack()
         self._lock = InterfaceLock(plan.interface)
         self._addresses_on = False
+        self._recorded: Record | None = None
+        self.unrecorded: str | None = None
+        """Why the record of what was changed is not on the disk; None when it is."""
 
     # ------------------------------------------------------------ up
 
@@ -63,11 +69,19 @@ class Link:
                 self._monitors = Monitors(self._interface.index)
                 self._sockets.callback(self._monitors.close)
                 self._recorded = self._record()
-                self._recorded.write(self._state_file)
+                self._write_record(self._recorded)
                 self._make_it_hold()
         except BaseException:
             self.restore()
             raise
+
+    def _write_record(self, recorded: Record) -> None:
+        """A full disk must not keep a host down: then only a crash would leave things behind."""
+        self.unrecorded = None
+        try:
+            recorded.write(self._state_file)
+        except OSError as error:
+            self.unrecorded = error.strerror or str(error)
 
     def _find(self) -> Interface:
         found = interface.find(self._route, self.plan.interface)
@@ -164,7 +178,7 @@ class Link:
         self._sockets.close()
         try:
             with one_sentence():
-                _clean(self._state_file)
+                _clean(self._state_file, self._recorded)
         finally:
             self._lock.release()
 
@@ -215,10 +229,11 @@ class Link:
                 )
             self._interface = present
             # What somebody else has set meanwhile is what to leave behind, unless we set it first.
-            known = {name for name, _former, _value in self._recorded.sysctls}
+            recorded = self._recorded or self._record()
+            known = {name for name, _former, _value in recorded.sysctls}
             fresh = tuple(change for change in self._sysctls_to_set() if change[0] not in known)
-            self._recorded = replace(self._recorded, sysctls=self._recorded.sysctls + fresh)
-            self._recorded.write(self._state_file)
+            self._recorded = replace(recorded, sysctls=recorded.sysctls + fresh)
+            self._write_record(self._recorded)
             self._make_it_hold()
 
 
@@ -240,8 +255,10 @@ def cleanup(state_file: Path) -> list[str]:
         lock.release()
 
 
-def _clean(state_file: Path) -> list[str]:
-    left = record.read(state_file)
+def _clean(state_file: Path, recorded: Record | None = None) -> list[str]:
+    """Undo what is recorded, in memory if it is: a disk may have been full."""
+    left = recorded or record.read(state_file)
     done = undo(left) if left else []
-    state_file.unlink(missing_ok=True)
+    with suppress(OSError):  # a file system that became read-only: the record says its boot
+        state_file.unlink(missing_ok=True)
     return done

@@ -19,7 +19,7 @@ from softnlb.dataplane import DataPlane
 from softnlb.filter import FilterRule, FilterTable
 from softnlb.heartbeat_socket import HeartbeatSocket
 from softnlb.kernel import one_sentence
-from softnlb.link import Link
+from softnlb.link import RECORD, Link
 from softnlb.neighbour_socket import NeighbourSocket
 
 
@@ -30,7 +30,7 @@ class Serving:
         self.plan = link_plan(config, plane.sets_packet_type)
         self._config = config
         self._plane = plane
-        self._link = Link(self.plan, directory / "link.json")
+        self._link = Link(self.plan, directory / RECORD)
         self.table = table_of(config, None)
         self.heartbeats: HeartbeatSocket | None = None
         self.neighbours: NeighbourSocket | None = None
@@ -110,6 +110,11 @@ class Serving:
             self._plane.install(self.table)
         self._link.add_cluster_ip_addresses()
         self._link.announce()
+
+    @property
+    def unrecorded(self) -> str | None:
+        """Why what was changed on this machine is not recorded on the disk; None when it is."""
+        return self._link.unrecorded
 
     def counters(self) -> dict[str, int]:
         """Packets per reason."""

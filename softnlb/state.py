@@ -2,27 +2,30 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from softnlb.config import ClusterConfig
 from softnlb.control import state_dir
-from softnlb.kernel import one_sentence
 
 
 def state_directory(config: ClusterConfig) -> Path:
-    """The directory of this host's own records, made if missing (0755).
+    """The directory of this host's own records, made if missing and possible (0755).
 
-    Raises MachineError when the privilege for it is missing.
+    What is written there may fail, now or later: then it is told, and the host serves without.
     """
     primary = config.cluster_ip_addresses[0].ip
     directory = state_dir() / f"{primary}:{config.host_id}"
-    with one_sentence():
+    with suppress(OSError):
         directory.mkdir(parents=True, exist_ok=True)
     return directory
 
 
 def save(directory: Path, state: str) -> None:
-    """Remember that the operator left the host ``state``; survives power loss."""
+    """Remember that the operator left the host ``state``; survives power loss.
+
+    Raises OSError.
+    """
     temporary = directory / "state.json.new"
     with temporary.open("w") as file:
         json.dump({"state": state}, file)
