@@ -39,6 +39,9 @@ class Traffic:
     rate: float = 0.0
     hold: int = 0
     beat_s: float = 0.25
+    lifetime_s: float = 0.0
+    """A long connection is closed after about this time and another one opened; 0: it stays."""
+
     silence_s: float = 4.0
     timeout_s: float = 0.5
     pool: bool = True
@@ -63,10 +66,11 @@ class Connection:
 
 @dataclass(slots=True)
 class Held:
-    """One long connection; ``broken_s`` is when it broke."""
+    """One long connection; ``began_s`` and ``broken_s`` are when it was opened and broke."""
 
     client: str
     port: int
+    began_s: float = 0.0
     host_id: int | None = None
     broken_s: float | None = None
     error: str | None = None
@@ -130,7 +134,7 @@ class _Clients:
         loop.add_reader(self.channel.fileno(), self._message)
         gate = asyncio.Semaphore(traffic.concurrency)
         holding = [await self._open_held() for _ in range(traffic.hold)]
-        tasks = [asyncio.create_task(self._hold(*pair)) for pair in holding]
+        tasks = [asyncio.create_task(self._keep_one(*pair)) for pair in holding]
         self.channel.send({"ready": len(tasks)})
         if traffic.burst:
             await asyncio.gather(*(self._gated(gate) for _ in range(traffic.burst)))
@@ -212,7 +216,7 @@ class _Clients:
 
     async def _open_held(self) -> tuple[socket.socket, Held]:
         connection, client, port = self._socket()
-        held = Held(client, port)
+        held = Held(client, port, time.monotonic())
         self.result.held.append(held)
         try:
             held.host_id = await self._ask(connection, "/hold")
@@ -220,11 +224,31 @@ class _Clients:
             held.error, held.broken_s = f"not opened: {type(error).__name__}", time.monotonic()
         return connection, held
 
+    async def _keep_one(self, connection: socket.socket, held: Held) -> None:
+        """One long connection after the other where they have a lifetime, else this one."""
+        while True:
+            await self._hold(connection, held)
+            if self.stopped.is_set() or not self.traffic.lifetime_s:
+                return
+            connection, held = await self._open_held()
+            while held.error is not None:
+                # Not a long connection that broke, but a new one that failed.
+                self.result.held.remove(held)
+                began_s = held.broken_s or 0.0
+                failed = Connection(held.client, held.port, began_s, error=held.error)
+                self.result.new.append(failed)
+                connection.close()
+                if self.stopped.is_set():
+                    return
+                connection, held = await self._open_held()
+
     async def _hold(self, connection: socket.socket, held: Held) -> None:
-        """Exchange a byte every beat; end when asked to or when the connection broke."""
+        """Exchange a byte every beat; end when asked to, when it broke or had its time."""
         loop = asyncio.get_running_loop()
+        lifetime_s = self.traffic.lifetime_s * self.random.uniform(0.5, 1.5)
+        until_s = time.monotonic() + lifetime_s if lifetime_s else float("inf")
         with connection:
-            while not self.stopped.is_set() and held.error is None:
+            while not self.stopped.is_set() and held.error is None and time.monotonic() < until_s:
                 try:
                     async with asyncio.timeout(self.traffic.silence_s):
                         await loop.sock_sendall(connection, b".")

@@ -6,6 +6,7 @@ kernel counts the frames that the switch sends out at each port.
 
 import json
 import select
+import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
@@ -19,17 +20,22 @@ TABLE = "softnlb_count"
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A connection (client address and port) and the ports of the hosts that sent a SYN-ACK."""
+    """A connection (client address and port) and the ports of the hosts that sent a SYN-ACK.
+
+    ``at_s``: when the last of these hosts sent its first one.
+    """
 
     client: str
     port: int
     hosts: tuple[str, ...]
+    at_s: float = 0.0
 
 
 def watch(channel: Channel, address: IPv4Address = CLUSTER_IP_ADDRESS) -> dict[str, Any]:
     """Body of a task in the switch: note every SYN-ACK of the cluster until told to stop."""
     tap = Tap(syn_ack_filter(address.packed))
     seen: dict[tuple[bytes, int], list[str]] = {}
+    at_s: dict[tuple[bytes, int], float] = {}
     channel.send({"ready": True})
     stopping = False
     while True:
@@ -44,13 +50,19 @@ def watch(channel: Channel, address: IPv4Address = CLUSTER_IP_ADDRESS) -> dict[s
         hosts = seen.setdefault(client, [])
         if frame.port not in hosts:
             hosts.append(frame.port)
-    answered = [[str(IPv4Address(ip)), port, hosts] for (ip, port), hosts in seen.items()]
+            at_s[client] = time.monotonic()
+    answered = [
+        [str(IPv4Address(ip)), port, hosts, at_s[ip, port]] for (ip, port), hosts in seen.items()
+    ]
     return {"answered": answered, "lost": tap.lost()}
 
 
 def answered(result: dict[str, Any]) -> list[Answered]:
     """What ``watch`` returned, as records."""
-    return [Answered(client, port, tuple(hosts)) for client, port, hosts in result["answered"]]
+    return [
+        Answered(client, port, tuple(hosts), at_s)
+        for client, port, hosts, at_s in result["answered"]
+    ]
 
 
 def twice(records: list[Answered]) -> list[Answered]:

@@ -1,0 +1,189 @@
+"""Chaos: a random but repeatable series of changes and faults, and the judgement of what they did.
+
+Pure: the plan follows from the seed alone, the judgement from what clients and witness saw.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from labs.load import Connection, Held
+from labs.witness import Answered
+
+PLANNED = ("drainstop", "drain-rule", "weight", "join")
+"""What an operator does on purpose: no connection may break by it."""
+
+FAULTS = (
+    "kill",
+    "agent-kill",
+    "stop",
+    "freeze",
+    "unplug",
+    "partition",
+    "mute",
+    "deaf",
+    "loss",
+    "flush-rules",
+    "crash-loop",
+)
+"""What happens to a host; the connections of its victims may break, nobody else's."""
+
+SPARES_VICTIMS = ("agent-kill", "stop", "flush-rules")
+"""Faults that leave the victim's kernel and its cable alone: not even its own may break."""
+
+SPLITS = ("partition", "unplug", "deaf")
+"""Faults that leave a host alone: it serves everything that reaches it, as NLB does, and when it is
+back, double ownership ends within two periods."""
+
+HOLD_S = {"stop": (0.2, 4.0), "freeze": (0.2, 4.0), "partition": (0.5, 4.0)}
+"""How long a fault lasts, seconds; the same in general is USUAL_HOLD_S."""
+
+USUAL_HOLD_S = (0.3, 3.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One change or fault: on whom, and for how long, seconds."""
+
+    kind: str
+    victims: tuple[int, ...]
+    hold_s: float
+
+
+@dataclass(slots=True)
+class Played:
+    """An act as it was played, times in CLOCK_MONOTONIC seconds.
+
+    ``converged_s``: when all hosts were converged with each other again.
+    """
+
+    act: Act
+    began_s: float
+    undone_s: float
+    converged_s: float
+
+
+def plan(host_ids: Sequence[int], seed: int) -> Iterator[Act]:
+    """Acts without end; every kind comes up once before any comes up again."""
+    dice = random.Random(seed)
+    while True:
+        kinds = [*PLANNED, *FAULTS]
+        dice.shuffle(kinds)
+        for kind in kinds:
+            count = 1
+            if kind == "partition":
+                count = dice.randint(1, max(1, len(host_ids) // 2))
+            elif kind in ("kill", "stop", "freeze") and len(host_ids) > 3:
+                count = dice.choice((1, 1, 2))
+            victims = tuple(sorted(dice.sample(list(host_ids), count)))
+            least_s, most_s = HOLD_S.get(kind, USUAL_HOLD_S)
+            yield Act(kind, victims, round(dice.uniform(least_s, most_s), 2))
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What the acts did, against the guarantees.
+
+    ``twice``: (record, the act it fell into or None), but for the two periods after the end of a
+    split, ``twice_in_merges``; ``broken_unexplained`` and ``failed_unexplained``: what no act
+    accounts for.
+    """
+
+    twice: list[tuple[Answered, Played | None]] = field(default_factory=list)
+    twice_in_merges: int = 0
+    broken_by_planned: list[tuple[Held, Played]] = field(default_factory=list)
+    broken_unexplained: list[tuple[Held, Played | None]] = field(default_factory=list)
+    failed_unexplained: list[Connection] = field(default_factory=list)
+    broken: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    outage_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def good(self) -> bool:
+        """Whether every guarantee held."""
+        return not (
+            self.twice
+            or self.broken_by_planned
+            or self.broken_unexplained
+            or self.failed_unexplained
+        )
+
+
+def judge(
+    played: Sequence[Played],
+    new: Sequence[Connection],
+    held: Sequence[Held],
+    records: Sequence[Answered],
+    slack_s: float,
+    silence_s: float,
+    merge_s: float,
+) -> Judgement:
+    """Everything that went wrong, each with the act that accounts for it.
+
+    ``merge_s``: how long two owners may be after a split has ended;
+    ``slack_s``: how long after an act a client may still feel it (its time-out, a round);
+    ``silence_s``: how long a held connection waits before it counts as broken.
+    """
+    judgement = Judgement()
+    for record in records:
+        if len(record.hosts) > 1:
+            act = _act_over(played, record.at_s, record.at_s, slack_s)
+            ended_s = act.undone_s if act is not None and act.act.kind in SPLITS else None
+            if ended_s is not None and record.at_s <= ended_s + merge_s:
+                judgement.twice_in_merges += 1
+            else:
+                judgement.twice.append((record, act))
+    for each in held:
+        if each.error is not None and each.broken_s is not None:
+            _judge_broken(judgement, played, each, slack_s, silence_s)
+    _judge_failed(judgement, played, new, slack_s)
+    return judgement
+
+
+def _act_over(
+    played: Sequence[Played], from_s: float, until_s: float, slack_s: float
+) -> Played | None:
+    """The latest act that has to do with what went on between two moments."""
+    for each in reversed(played):
+        if each.began_s <= until_s and from_s <= each.converged_s + slack_s:
+            return each
+    return None
+
+
+def _judge_broken(
+    judgement: Judgement, played: Sequence[Played], held: Held, slack_s: float, silence_s: float
+) -> None:
+    # A connection that fell silent is given up late, maybe in a later act than the one to blame.
+    broken_s = held.broken_s or 0.0
+    near = [
+        each
+        for each in played
+        if each.began_s <= broken_s <= each.converged_s + silence_s + slack_s
+    ]
+    for each in reversed(near):
+        kind = each.act.kind
+        if kind in FAULTS and kind not in SPARES_VICTIMS and held.host_id in each.act.victims:
+            judgement.broken[kind] = judgement.broken.get(kind, 0) + 1
+            return
+    act = near[-1] if near else None
+    if act is not None and act.act.kind in PLANNED:
+        judgement.broken_by_planned.append((held, act))
+    else:
+        judgement.broken_unexplained.append((held, act))
+
+
+def _judge_failed(
+    judgement: Judgement, played: Sequence[Played], new: Sequence[Connection], slack_s: float
+) -> None:
+    first_s: dict[float, float] = {}
+    failed = (connection for connection in new if connection.host_id is None)
+    for connection in sorted(failed, key=lambda each: each.began_s):
+        ended_s = connection.began_s + connection.took_s
+        act = _act_over(played, connection.began_s, ended_s, slack_s)
+        if act is None:
+            judgement.failed_unexplained.append(connection)
+            continue
+        kind = act.act.kind
+        judgement.failed[kind] = judgement.failed.get(kind, 0) + 1
+        outage_s = connection.began_s - first_s.setdefault(act.began_s, connection.began_s)
+        judgement.outage_s[kind] = max(judgement.outage_s.get(kind, 0.0), round(outage_s, 3))
