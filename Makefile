@@ -1,10 +1,11 @@
 # softnlb: the two commands of a newcomer are `make demo` and `make test`.
 # Both set up what they need first, say what that is, and install nothing the second time.
 
-.PHONY: help setup demo test check soak bpf install-unit clean
+.PHONY: help setup demo test check fuzz soak bpf install-unit clean
 
 VENV := .venv/bin
 SEEDS ?= 20000
+SECONDS ?= 60
 SOFTNLB ?= $(CURDIR)/$(VENV)/softnlb
 
 help:
@@ -12,6 +13,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make check   style, types, import rule"
 	@echo "make soak    SEEDS=$(SEEDS) simulated episodes, all cores"
+	@echo "make fuzz    SECONDS=$(SECONDS) of damaged bytes for each reader of bytes from outside"
 	@echo "make bpf     the eBPF program anew, when its source changed: needs Debian 12's clang"
 	@echo "make install-unit  the systemd unit of a host, for /etc/softnlb/NAME.toml"
 	@echo "make setup   only what demo needs: .venv with softnlb in it"
@@ -33,6 +35,10 @@ check:
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
 	@$(VENV)/lint-imports
+
+fuzz:
+	@sh .ci/setup test
+	@$(VENV)/python -m tests.fuzz --seconds $(SECONDS)
 
 soak:
 	@sh .ci/setup test

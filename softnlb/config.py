@@ -31,6 +31,8 @@ AttachChoice = Literal["auto", "tc", "xdp", "xdp-generic"]
 
 _IO = ReturnCode.IO_ERROR.name
 
+FILE_MAX_BYTES = 1 << 20
+
 KEY_LAYOUT = 1
 """Which bytes of a packet are hashed (softnlb/filter.py); part of the configuration digest."""
 
@@ -249,7 +251,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     code = ReturnCode.BAD_PARAMS.name
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        with path.open("rb") as file:
+            content = file.read(FILE_MAX_BYTES + 1)
+        if len(content) <= FILE_MAX_BYTES:
+            return tomllib.loads(content.decode("utf-8-sig"))
+        expected = f"a file of at most {FILE_MAX_BYTES} bytes"
     except OSError as error:
         code = _IO
         expected = f"a file that can be read ({(error.strerror or str(error)).lower()})"
@@ -257,4 +263,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         expected = f"UTF-8 text (byte {error.start} is not)"
     except tomllib.TOMLDecodeError as error:
         expected = f"a TOML file ({error})"  # the text ends with line and column
+    except (ValueError, RecursionError):
+        expected = "a TOML file without numbers of thousands of digits and the like"
     raise ConfigError((Problem(str(path), "", "", expected, code),))

@@ -312,5 +312,8 @@ def _did_you_mean(value: object, known: Iterable[object]) -> str:
 
 def shown(value: object) -> str:
     """A value of the file as text, cut to one short line."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (ValueError, RecursionError):  # a number of thousands of digits, as deep a nest
+        return "(too long to show)"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -348,6 +348,7 @@ def test_a_key_file_of_somebody_else_or_no_file_at_all(tmp_path):
     [
         (b"[cluster]\nmode = \n", "line 2"),
         (b"[cluster]\nmode = '\xff'", "UTF-8"),
+        (b"#" * (1 << 20) + b"#", "at most 1048576 bytes"),
         (b"cluster = 3\nhost = []\nport_rule = [1]", "[cluster]"),
     ],
 )

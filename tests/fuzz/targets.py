@@ -1,0 +1,251 @@
+"""What reads bytes from outside: functions that raise when a promise is not kept."""
+
+import json
+import select
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from convergence.events import Command, CommandReceived, FrameReceived, SendFrame, Tick
+from convergence.heartbeat import FRAME_BYTES
+from convergence.machine import HostConfig, Machine
+from convergence.rules import PortRule, Protocol
+from softnlb import agent as agent_module
+from softnlb.agent import Agent
+from softnlb.config import ClusterConfig, ConfigError, load
+from softnlb.key_file import read_keys
+from softnlb.planes import Choice
+from softnlb.serving import host_config, table_of
+
+CORPUS = Path(__file__).parent / "corpus"
+EXIT_CODES = (1, 2, 3, 5)
+SLOT_MS = 20
+AFTERWARDS_MS = 1500
+
+Target = Callable[[bytes], None]
+
+
+def seeds(name: str) -> list[bytes]:
+    """The corpus of a target, and what is too large to be kept in files."""
+    found = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
+    if name == "heartbeat":
+        found += [heartbeats_of_a_newcomer(count) for count in (30, 60)]
+    return found
+
+
+# ---------------------------------------------------------------- heartbeats
+
+
+def _machine(host_id: int) -> Machine:
+    rules = (PortRule(None, 80, 80, Protocol.TCP), PortRule(None, 443, 443, Protocol.TCP))
+    config = HostConfig(
+        host_id=host_id,
+        cluster_ip_address=IPv4Address("10.1.0.100"),
+        dedicated_ip_address=IPv4Address(f"10.1.0.{host_id}"),
+        rules=rules,
+        load_weights=(50, 50),
+        handling_priorities=(host_id, host_id),
+        config_digest=b"12345678",
+        period_ms=100,
+    )
+    machine = Machine(config, 0)
+    machine.step(CommandReceived(0, Command.START, host_code=0x1000_0000 * host_id))
+    return machine
+
+
+def _tick(machine: Machine, now_ms: int) -> bytes | None:
+    """Up to now; the newest frame that it sends."""
+    sent = None
+    while machine.next_deadline_ms() <= now_ms:
+        for output in machine.step(Tick(machine.next_deadline_ms())):
+            sent = output.payload if isinstance(output, SendFrame) else sent
+    return sent
+
+
+def heartbeats_of_a_newcomer(count: int) -> bytes:
+    """What host 2 sends while it joins host 1, a frame per slot."""
+    machines = [_machine(1), _machine(2)]
+    newest = [b"", b""]
+    frames = []
+    for slot in range(1, count + 1):
+        for me, machine in enumerate(machines):
+            newest[me] = _tick(machine, slot * SLOT_MS) or newest[me]
+        for me, machine in enumerate(machines):
+            now_ms = slot * SLOT_MS
+            machine.step(FrameReceived(now_ms, newest[1 - me], now_ms, bytes(6)))
+        frames.append(newest[1].ljust(FRAME_BYTES, b"\0"))
+    return b"".join(frames)
+
+
+def heartbeat(data: bytes) -> None:
+    """A started host hears these frames, one per slot.  ``step`` never raises on a frame."""
+    machine = _machine(1)
+    now_ms = 0
+    for start in range(0, len(data), FRAME_BYTES):
+        now_ms += SLOT_MS
+        _tick(machine, now_ms)
+        frame = data[start : start + FRAME_BYTES]
+        machine.step(FrameReceived(now_ms, frame, now_ms, b"\x02bad!!"))
+    _tick(machine, now_ms + AFTERWARDS_MS)
+    machine.status(now_ms + AFTERWARDS_MS)
+
+
+# ---------------------------------------------------------------- the control socket
+
+CONFIG = """
+[cluster]
+ip_address = "10.1.0.100/24"
+[host]
+id = 1
+interface = "none0"
+dedicated_ip_address = "10.1.0.1/24"
+[[port_rule]]
+ports = "80"
+[[port_rule]]
+ports = "443"
+protocol = "tcp"
+filtering_mode = "single"
+"""
+
+
+class _Serving:
+    """A started host without an interface."""
+
+    heartbeats = None
+    unrecorded = None
+
+    def __init__(self, config: ClusterConfig, *_: object) -> None:
+        self.table = table_of(config, None)
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        answers: dict[str, object] = {
+            "monitors": (),
+            "intact": True,
+            "counters": {},
+            "slot_counters": {},
+        }
+        return lambda *_: answers.get(name)
+
+
+class Control:
+    """An agent without a network and its control socket."""
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch) -> None:
+        patch.setenv("SOFTNLB_RUN_DIR", str(directory / "run"))
+        patch.setenv("SOFTNLB_STATE_DIR", str(directory / "state"))
+        patch.setattr(agent_module, "Serving", _Serving)
+        patch.setattr(agent_module, "choose", lambda *_: Choice(_Plane(), "fuzzing"))
+        patch.setattr(Agent, "_watch", lambda *_: None)
+        patch.setattr(Agent, "reload", lambda _: "nothing changed")
+        file = directory / "cluster.toml"
+        file.write_text(CONFIG)
+        self.agent = Agent(load(file), "auto")
+
+    def __call__(self, data: bytes) -> None:
+        """Each answer is a result, or an error with an exit status and a sentence."""
+        self.agent.suspended = False
+        self.agent.start()
+        server = self.agent.control
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.connect(str(server.path))
+            client.setblocking(False)
+            received = b""
+            left = data + b'\n{"verb": "query"}\n'
+            while True:
+                left = left[_send(client, left) :]
+                while select.select([server], [], [], 0)[0]:
+                    server.handle()
+                try:
+                    answer = client.recv(1 << 16)
+                except BlockingIOError:
+                    if not left:
+                        break
+                    continue
+                except ConnectionResetError:
+                    break
+                if not answer:
+                    break
+                received += answer
+        while select.select([server], [], [], 0)[0]:
+            server.handle()
+        answers = [json.loads(line) for line in received.splitlines()]
+        assert answers, "no answer"
+        for one in answers:
+            typed = one["ok"] or (one["exit_code"] in EXIT_CODES and one["error"])
+            assert typed and "the agent failed" not in one.get("error", ""), one
+
+
+class _Plane:
+    name = attachment = "none"
+
+
+def _send(client: socket.socket, data: bytes) -> int:
+    try:
+        return client.send(data) if data else 0
+    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+        return 0
+
+
+# ---------------------------------------------------------------- files
+
+
+class ConfigFile:
+    """A configuration file with a key file beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "cluster.toml"
+        key = directory / "cluster.key"
+        key.write_text(f"1 {'ab' * 32}\n")
+        key.chmod(0o600)
+
+    def __call__(self, data: bytes) -> None:
+        """Every error at once, in one line each; or a configuration that a host can begin with."""
+        self.path.write_bytes(data)
+        try:
+            config = load(self.path)
+        except ConfigError as error:
+            assert error.problems
+            assert len(str(error).splitlines()) >= len(error.problems)
+            return
+        assert len(config.digest) == 8
+        Machine(host_config(config), 0)
+        table_of(config, None)
+
+
+class KeyFile:
+    """A key file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "fuzzed.key"
+        self.path.touch(0o600)
+
+    def __call__(self, data: bytes) -> None:
+        """Keys with ids of their own, or what was expected; never a secret in the message."""
+        self.path.write_bytes(data)
+        try:
+            keys = read_keys(self.path)
+        except ValueError as error:
+            assert not any(word in str(error) for word in ("abababab", "cdcdcdcd"))
+            return
+        assert keys and len({key.id for key in keys}) == len(keys)
+        assert all(32 <= len(key.secret) <= 64 for key in keys)
+
+
+def targets(directory: Path, patch: pytest.MonkeyPatch) -> dict[str, Target]:
+    """All of them, by the name of their corpus."""
+    return {
+        "heartbeat": heartbeat,
+        "control": Control(directory, patch),
+        "config": ConfigFile(directory),
+        "key_file": KeyFile(directory),
+    }
+
+
+def close(made: dict[str, Target]) -> None:
+    """End what the targets opened."""
+    control = made["control"]
+    assert isinstance(control, Control)
+    control.agent.close()
