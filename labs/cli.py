@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from labs.cli_export import export
 from labs.cli_watch import capture, report
 from modes.plan import Mode
 from softnlb.cli_common import json_option, print_json
@@ -96,8 +97,8 @@ def up(
 ) -> None:
     """Start a lab and wait for convergence.
 
-    FILE is a lab of your own in TOML (`softnlb lab init` writes one); without it the usual lab
-    starts, as the options want it.
+    FILE is a lab of your own in TOML (`softnlb lab init` writes one), or an exported topology
+    (NAME.clab.yml); without it the usual lab starts, as the options want it.
     """
     from labs.topology import LabSpec
     from labs.up import start_lab
@@ -136,6 +137,9 @@ def _own_lab(context: click.Context, file: Path, name: str) -> "LabSpec":
 
     from labs.lab_file import load
     from softnlb.errors import UsageError
+
+    if file.name.endswith(".clab.yml"):
+        from labs.containerlab_read import read as load
 
     def given(option: str) -> bool:
         return context.get_parameter_source(option) == ParameterSource.COMMANDLINE
@@ -347,6 +351,7 @@ class Runs(click.Group):
 
 
 lab.add_command(capture)
+lab.add_command(export)
 lab.add_command(report)
 lab.add_command(
     Runs(

@@ -1,0 +1,67 @@
+"""The page that goes with a lab exported for containerlab."""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address
+
+_ONE = """\
+    containerlab deploy -t {file}
+    docker exec client1 curl -s http://{address}/     # which host answers?
+    docker exec host1 softnlb query
+    docker exec host2 softnlb drainstop --wait
+    containerlab destroy -t {file} --cleanup
+"""
+
+_SEVERAL = """\
+    on {machine}:  containerlab deploy -t {file}
+"""
+
+_TEXT = """\
+# {name} for containerlab
+
+Build the image once, in a clone of softnlb, on every machine that runs nodes:
+
+    docker build -t {image} .
+
+Then, in this directory:
+
+{verbs}
+What differs from the lab on one machine:
+
+* Interfaces begin with eth1, because eth0 is containerlab's own; nodes have no management network.
+* The switch is a container with a bridge inside: `docker exec {switch} bridge fdb show`. The
+  personality "mac" is a program of softnlb's labs, not in the container: such a switch floods.
+* The agents use the eBPF data plane where the machine's kernel has what it needs, else nfqueue;
+  `docker exec HOST softnlb params` says which. Logs are in /var/log of each container.
+{network}
+`softnlb lab up {file}` brings the same lab up in namespaces again, without containers.
+
+On Kubernetes: clabernetes makes a pod of every node. Push the image to a place that your cluster
+pulls from, put its name into `topology.defaults.image`, and convert the file with clabverter. The
+pods need to be privileged, and frames between them cross tunnels with an MTU of about 1450.
+"""
+
+_VXLAN = """\
+* Cables between machines are VXLAN tunnels (UDP 14789, one VNI each), so the nodes have an MTU of
+  1450. Between the machines nothing may filter that port.
+"""
+
+
+def readme(
+    name: str,
+    files: Sequence[str],
+    machines: Sequence[IPv4Address],
+    *,
+    image: str,
+    switch: str,
+    address: IPv4Address,
+) -> str:
+    """What to type, and what differs from the lab on one machine."""
+    if machines:
+        pairs = zip(machines, files, strict=True)
+        verbs = "".join(_SEVERAL.format(machine=machine, file=file) for machine, file in pairs)
+    else:
+        verbs = _ONE.format(file=files[0], address=address)
+    network = _VXLAN if machines else ""
+    return _TEXT.format(
+        name=name, image=image, verbs=verbs, switch=switch, network=network, file=files[0]
+    )
