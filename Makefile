@@ -1,7 +1,7 @@
 # softnlb: the two commands of a newcomer are `make demo` and `make test`.
 # Both set up what they need first, say what that is, and install nothing the second time.
 
-.PHONY: help setup demo test check fuzz soak bpf install-unit clean
+.PHONY: help setup demo test check fuzz soak model bpf install-unit clean
 
 VENV := .venv/bin
 SEEDS ?= 20000
@@ -14,6 +14,7 @@ help:
 	@echo "make check   style, types, import rule"
 	@echo "make soak    SEEDS=$(SEEDS) simulated episodes, all cores"
 	@echo "make fuzz    SECONDS=$(SECONDS) of damaged bytes for each reader of bytes from outside"
+	@echo "make model   the hand-over, checked by spin on every path (QUICK=quick: seconds)"
 	@echo "make bpf     the eBPF program anew, when its source changed: needs Debian 12's clang"
 	@echo "make install-unit  the systemd unit of a host, for /etc/softnlb/NAME.toml"
 	@echo "make setup   only what demo needs: .venv with softnlb in it"
@@ -43,6 +44,10 @@ fuzz:
 soak:
 	@sh .ci/setup test
 	@$(VENV)/python -m tests.simulator --seeds $(SEEDS)
+
+model:
+	@sh .ci/setup test
+	@convergence/model/run $(QUICK)
 
 bpf:
 	@sh .ci/setup test
