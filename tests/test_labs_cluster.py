@@ -296,8 +296,9 @@ def test_keys_change_without_a_convergence():
 
 
 def test_bad_heartbeats_at_20000_a_second_change_nothing():
-    with running("forged", hosts=2, record=False) as handle:
-        result = forged.measure(handle, frames=24_000)
+    # A flood beside other tests on few processors must not look like a dead host.
+    with running("forged", hosts=2, record=False, timers="nlb") as handle:
+        result = forged.measure(handle, frames=12_000)
     kinds = {row["kind"]: row for row in result["kinds"]}
     assert result["convergences"] == result["broken"] == result["answered_by_two_hosts"] == 0
     assert all(row["samples_not_converged"] == 0 for row in result["kinds"])
