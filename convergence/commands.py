@@ -5,7 +5,8 @@ from dataclasses import replace
 from convergence import conflicts, lease, orphans, phases, reporting
 from convergence.events import Command, CommandError, CommandReceived, Severity
 from convergence.rules import FilteringMode
-from convergence.state import Phase, RuleState, Stage, State
+from convergence.stages import Phase, RuleState, Stage
+from convergence.state import State
 
 RULE_COMMANDS = {
     Command.ENABLE_RULE: RuleState.ENABLED,
@@ -62,6 +63,7 @@ def start(state: State, event: CommandReceived) -> None:
     state.stage_after_leaving = Stage.STOPPED
     state.embargo_until_ms = 0
     state.left.clear()
+    state.told.clear()
     state.unheard_since.clear()
     state.new_code(event.host_code)
     orphans.start(state)

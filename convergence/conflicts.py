@@ -9,7 +9,8 @@ from convergence.events import FrameReceived, Severity
 from convergence.heartbeat import NEWCOMER, Heartbeat, Statement, address
 from convergence.lease import start_afresh
 from convergence.peers import Peer
-from convergence.state import Holding, Stage, State
+from convergence.stages import Stage
+from convergence.state import Holding, State
 
 STRANGE_FRAMES = 3
 STRANGE_PERIODS = 2

@@ -45,19 +45,22 @@ AGE_NONE = 255
 AGE_UNITS = 250
 """An age byte counts units of tolerance x period / 250."""
 
+LISTENED_MAX = 255
+"""For how long a joining host has listened, in units of an age, when it is this long or longer."""
+
 CODE_TAG = 0xF0
 SEQUENCE_TAG = 0x0F
 
 _HEAD = struct.Struct("<III4s4sHHHHI")
 _TAIL = struct.Struct("<II33I33Q33Q33Q33Q33I4sBBBBIIQ8s")
-_VARIES = struct.Struct("<QII32s32s4s")
+_VARIES = struct.Struct("<QII32s32sB3s")
 _HEAD_BYTES = _HEAD.size
 _TAIL_OFFSET = _HEAD_BYTES + 4
 _VARIES_OFFSET = _TAIL_OFFSET + _TAIL.size
 _PACKETS = struct.Struct("<I")
 _SIGNATURE = SIGNATURE.to_bytes(4, "little")
 _NO_MAC = bytes(MAC_BYTES)
-_ZERO4 = bytes(4)
+_ZERO3 = bytes(3)
 
 CONVERGED_STATE = 1
 """NLB's "convergence state" as captured from a steady cluster; 0 while converging is ours."""
@@ -119,9 +122,19 @@ class Heartbeat:
     heard, also from a report that was long on its way.  The tag at the sender's own place names
     another host that uses the sender's host id.
     ``accepts``: which signatures the sender believes, see ``auth.Keyring``.
+    ``listened``: for how long a joining host has listened, in the same units, at most 255.
     """
 
-    __slots__ = ("accepts", "ages", "key_id", "packets_handled", "sequence", "statement", "tags")
+    __slots__ = (
+        "accepts",
+        "ages",
+        "key_id",
+        "listened",
+        "packets_handled",
+        "sequence",
+        "statement",
+        "tags",
+    )
 
     def __init__(
         self,
@@ -132,6 +145,7 @@ class Heartbeat:
         key_id: int = 0,
         packets_handled: int = 0,
         accepts: int = 0,
+        listened: int = 0,
     ) -> None:
         self.statement = statement
         self.sequence = sequence
@@ -140,6 +154,7 @@ class Heartbeat:
         self.key_id = key_id
         self.packets_handled = packets_handled
         self.accepts = accepts
+        self.listened = listened
 
 
 def code_tag(host_code: int, joining: bool = False) -> int:
@@ -231,7 +246,8 @@ def encode(heartbeat: Heartbeat) -> bytes:
                 heartbeat.accepts,
                 heartbeat.ages,
                 heartbeat.tags,
-                _ZERO4,
+                heartbeat.listened,
+                _ZERO3,
             ),
             _NO_MAC,
         )
@@ -273,11 +289,13 @@ def decode_screened(payload: bytes, previous: Heartbeat | None = None) -> Heartb
         statement = previous.statement
     else:
         statement = _decode_statement(payload)
-    sequence, key_id, accepts, ages, tags, zeros = _VARIES.unpack_from(payload, _VARIES_OFFSET)
-    if zeros != _ZERO4:
+    sequence, key_id, accepts, ages, tags, listened, zeros = _VARIES.unpack_from(
+        payload, _VARIES_OFFSET
+    )
+    if zeros != _ZERO3:
         raise HeartbeatError("reserved", "reserved bytes of the extension are not zero")
     (packets_handled,) = _PACKETS.unpack_from(payload, _HEAD_BYTES)
-    return Heartbeat(statement, sequence, ages, tags, key_id, packets_handled, accepts)
+    return Heartbeat(statement, sequence, ages, tags, key_id, packets_handled, accepts, listened)
 
 
 def _decode_statement(payload: bytes) -> Statement:

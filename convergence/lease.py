@@ -7,7 +7,7 @@ Lease = (T - 1) x P after the *older* of
 
 The others take my buckets T x P after the last frame of mine that any of them heard.  Whatever
 counts for me as being heard must count for them, too: they go by the word of every host that has
-me in its view, member of theirs or not, gone since or not (``membership``).
+me in its view, member of theirs or not, gone since or not (``losing``).
 
 The second half makes a *mute* host (it hears all, nobody hears it) stop in time.  It counts only
 while I hear somebody: a host that hears nobody serves alone, as in NLB.
@@ -24,7 +24,8 @@ from convergence.events import Severity
 from convergence.heartbeat import AGE_UNITS, JOINING, LEAVING, NEWCOMER, SEQUENCE_TAG
 from convergence.peers import Peer
 from convergence.phases import enter
-from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, Phase, Stage, State
+from convergence.stages import Phase, Stage
+from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, State
 
 SENDS_MAX = 1024
 LATE_PERIODS = 1.5
@@ -98,6 +99,8 @@ def listen(state: State, reason: str) -> None:
     state.ready = None
     state.target = None
     state.view.clear()
+    for peer in (*state.heard.primary.values(), *state.heard.rivals.values()):
+        state.note_told(peer)
     state.two_view = False
     state.expiry_ms = FOREVER
     state.agree = state.stable1 = state.stable2 = 0
@@ -134,7 +137,8 @@ def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
     holds = not state.newcomer or any(state.current)
     if holds and received_ms >= heard_until_ms(state) + state.period_ms:
         return True
-    if in_view:
+    # Who dropped me before a newcomer took me into its view has no reason to wait for its word.
+    if in_view and (not newcomer or state.view.get(peer.host_id) is peer):
         peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
         state.known_heard_ms = max(state.known_heard_ms, peer.heard_me_ms)
     return False

@@ -27,12 +27,13 @@ takes rounds of frames, not periods.  While it lasts, the old holdings go on ser
 
 *Joining* (see ``membership``).  A host listens first, holding nothing.  It becomes a member when
 it hears every member and every member hears it: a host that could not take part in an agreement
-must not be able to hold one up.  *Losing*: T x P after the last frame that anybody heard.  Who
-says that it heard a member makes that member's lease longer; so its word counts for all others
-until it takes it back by dropping the member from its view, even when it has left, died or been
-restarted since.  Whom I know of by others' words only is followed 2 x P later, for I may have
-missed the last of them.  A deaf member is left behind; of two that cannot hear each other one
-leaves.  *Leaving*: hand over with weight 0, then say so until nobody's view holds me.
+must not be able to hold one up.  *Losing* (see ``losing``): T x P after the last frame that
+anybody heard.  Who says that it heard a member makes that member's lease longer; so its word
+counts for all others until it takes it back by dropping the member from its view, even when it
+has left, died or been restarted since.  Whom I know of by others' words only is followed 2 x P
+later, for I may have missed the last of them.  A deaf member is left behind; of two that cannot
+hear each other one leaves.  *Leaving*: hand over with weight 0, then say so until nobody's view
+holds me.
 
 Every input first checks the clock: a process that was stopped for longer than its lease holds
 nothing any more, whatever it believed before.
@@ -40,7 +41,7 @@ nothing any more, whatever it believed before.
 The phases and all transitions between them stand in one table, ``phases.TRANSITIONS``.
 """
 
-from convergence import commands, lease, membership, orphans, phases, reception, reporting
+from convergence import commands, lease, losing, membership, orphans, phases, reception, reporting
 from convergence.events import (
     CommandError,
     CommandReceived,
@@ -54,7 +55,8 @@ from convergence.events import (
     Status,
     Tick,
 )
-from convergence.state import HostConfig, Phase, Stage, State
+from convergence.stages import Phase, Stage
+from convergence.state import HostConfig, State
 
 __all__ = ["CommandError", "HostConfig", "Machine", "Phase"]
 
@@ -100,7 +102,7 @@ class Machine:
         if state.joining:
             commands.end_listening(state)
         elif state.now_ms >= min(state.expiry_ms, state.next_send_ms):
-            membership.judge(state)
+            losing.judge(state)
         if not state.joining and state.stage is not Stage.LEAVING:
             if state.candidates:
                 membership.admit(state)

@@ -3,7 +3,8 @@
 from convergence.events import HostProbed, IdleScanned
 from convergence.peers import Peer
 from convergence.rules import ALL_BUCKETS
-from convergence.state import FOREVER, SETTLE_MS, Stage, State
+from convergence.stages import Stage
+from convergence.state import FOREVER, SETTLE_MS, State
 
 SYN_COOKIE_MS = 120_000
 """After a SYN cookie a connection may come into being that no scan could see."""

@@ -2,9 +2,10 @@
 
 from convergence.buckets import target
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, LEAVING, NEWCOMER
+from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, NEWCOMER
 from convergence.peers import Peer
-from convergence.state import EMBARGO_PERIODS, Phase, Stage, State
+from convergence.stages import Phase, Stage
+from convergence.state import EMBARGO_PERIODS, State
 
 TRANSITIONS: dict[tuple[Phase, str], Phase] = {
     # Any change of members, weights or drain flags, a higher generation, an overlap.
@@ -85,6 +86,8 @@ def newcomer_must_wait(state: State) -> bool:
     heard that I take part now, so that it may begin beside me, or may never hear me; one that has
     been Converged; or, among newcomers that cannot all hear each other, a group with a lower id.
     """
+    if _told_of_a_stranger(state):
+        return True
     lowest = min(state.members)
     fresh = all(peer.statement.flags & NEWCOMER for peer in state.view.values())
     for peer in state.candidates:
@@ -94,8 +97,7 @@ def newcomer_must_wait(state: State) -> bool:
             patience_ms += EMBARGO_PERIODS * state.period_ms
         if state.now_ms - peer.received_ms >= patience_ms:
             continue
-        lone_or_left = not state.others or peer.statement.flags & LEAVING
-        if lone_or_left and _hears_a_stranger(state, peer):
+        if not state.others and _hears_a_stranger(state, peer):
             return True
         if not peer.reports(state.index, state.tag):
             # A deaf host cannot hold up those who hear each other.
@@ -108,14 +110,26 @@ def newcomer_must_wait(state: State) -> bool:
     return False
 
 
+def _told_of_a_stranger(state: State) -> bool:
+    """An established host heard one that I do not hear; that word made its lease longer."""
+    patience_ms = state.death_ms + EMBARGO_PERIODS * state.period_ms
+    for host_id, heard_ms in state.told.items():
+        if state.now_ms - heard_ms < patience_ms and not _is_heard(state, host_id):
+            return True
+    return False
+
+
+def _is_heard(state: State, host_id: int) -> bool:
+    peer = state.heard.primary.get(host_id)
+    return peer is not None and state.now_ms - peer.received_ms < state.death_ms
+
+
 def _hears_a_stranger(state: State, peer: Peer) -> bool:
     """It hears a host that I do not hear: one that may serve, and that I cannot ask."""
-    heard = state.heard.primary
     for index, age in enumerate(peer.heartbeat.ages):
         if age == AGE_NONE or index in (state.index, peer.index):
             continue
-        other = heard.get(index + 1)
-        if other is None or state.now_ms - other.received_ms >= state.death_ms:
+        if not _is_heard(state, index + 1):
             return True
     return False
 

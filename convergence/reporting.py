@@ -13,6 +13,7 @@ from convergence.events import (
 from convergence.heartbeat import (
     AGE_NONE,
     AGE_UNITS,
+    LISTENED_MAX,
     SEQUENCE_TAG,
     Heartbeat,
     Statement,
@@ -22,7 +23,8 @@ from convergence.heartbeat import (
 )
 from convergence.heartbeat import DRAINING as DRAINING_FLAG
 from convergence.rules import HOST_ID_MAX
-from convergence.state import TRIGGER_GAP_MS, Phase, Stage, State
+from convergence.stages import Phase, Stage
+from convergence.state import TRIGGER_GAP_MS, State
 
 _NO_AGES = bytes((AGE_NONE,)) * HOST_ID_MAX
 
@@ -87,6 +89,7 @@ def send(state: State) -> None:
         bytes(tags),
         key.id if key else 0,
         accepts=keyring.accepts,
+        listened=_listened(state) if state.joining else 0,
     )
     payload = encode(heartbeat)
     state.outputs.append(SendFrame(sign(payload, key) if key else payload))
@@ -101,6 +104,12 @@ def send(state: State) -> None:
         state.next_send_ms = now_ms + state.period_ms * share // len(members)
     state.urgent = False
     state.last_send_ms = now_ms
+
+
+def _listened(state: State) -> int:
+    """For how long I have listened at the end of this unit of age; at most what a frame can say."""
+    units = (state.now_ms - state.started_ms) * AGE_UNITS // state.death_ms + 1
+    return min(units, LISTENED_MAX)
 
 
 def _statement(state: State) -> Statement:

@@ -1,19 +1,20 @@
 """The state of one host's convergence machine, and the few ways in which it is changed.
 
-``lease``, ``membership``, ``conflicts``, ``phases``, ``orphans`` and ``stopping`` are functions
-on this state; ``machine`` says in which order they run.
+``lease``, ``membership``, ``losing``, ``conflicts``, ``phases``, ``orphans`` and ``commands`` are
+functions on this state; ``machine`` says in which order they run.
 """
 
 import hashlib
 import struct
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
 from ipaddress import IPv4Address
 
 from convergence.auth import Keyring, ReplayGuard
 from convergence.events import Convergence, LogEvent, Output, Severity
 from convergence.heartbeat import (
+    AGE_NONE,
+    AGE_UNITS,
     CODE_TAG,
     DRAINING,
     JOINING,
@@ -24,6 +25,7 @@ from convergence.heartbeat import (
 )
 from convergence.peers import HeardHosts, Peer, identity
 from convergence.rules import DEFAULT_RULE, HOST_ID_MAX, FilteringMode, PortRule
+from convergence.stages import Phase, RuleState, Stage
 from convergence.telling import Rarely
 
 FOREVER = 1 << 62
@@ -43,57 +45,10 @@ OWN_CODES_MAX = 64
 _CODE_SEED = struct.Struct("<IQ")
 
 
-class Phase(IntEnum):
-    """The phases of convergence; the value rides in the frame."""
-
-    UNKNOWN = 0
-    CONVERGING_PHASE1 = 1
-    STABLE_PHASE1 = 2
-    CONVERGING_PHASE2 = 3
-    STABLE_PHASE2 = 4
-    CONVERGED = 5
-
-    @property
-    def label(self) -> str:
-        """The name that NLB shows in its convergence history."""
-        return _LABELS[self]
-
-
 def view_digest(members: dict[int, bytes]) -> int:
     """The digest of a view: over the identities of its members by host id."""
     digest = hashlib.sha256(b"".join(members[host_id] for host_id in sorted(members))).digest()
     return int.from_bytes(digest[:8], "little")
-
-
-_LABELS = {
-    Phase.UNKNOWN: "Unknown",
-    Phase.CONVERGING_PHASE1: "ConvergingPhase1",
-    Phase.STABLE_PHASE1: "StablePhase1",
-    Phase.CONVERGING_PHASE2: "ConvergingPhase2",
-    Phase.STABLE_PHASE2: "StablePhase2",
-    Phase.CONVERGED: "Converged",
-}
-
-
-class Stage(Enum):
-    """What the operator wants of the host, and how far a stop has come."""
-
-    STOPPED = "stopped"
-    STARTED = "started"
-    DRAINING = "draining"
-    """Drainstop: nothing new, a member until the last connection is gone."""
-    STOPPING = "stopping"
-    """Weight 0: the others take the buckets over."""
-    LEAVING = "leaving"
-    """Holds nothing; tells the others until none of them has it in its view."""
-
-
-class RuleState(Enum):
-    """What this host does with a rule; the values are those of ``Status.rule_states``."""
-
-    ENABLED = "enabled"
-    DISABLED = "disabled"
-    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +131,8 @@ class State:
     """Per host id since when I know that it and I do not hear each other."""
     left: dict[int, int] = field(default_factory=dict)
     """Per host id when I heard that it leaves."""
+    told: dict[int, int] = field(default_factory=dict)
+    """Per host id when, by the word of an established host that is no member, it was heard last."""
     candidates: list[Peer] = field(default_factory=list)
     others: int = 0
     view_digest: int = 0
@@ -339,6 +296,16 @@ class State:
             self.expiry_ms = min(self.expiry_ms, peer.received_ms + self.death_ms)
         self.recompute_candidates()
         self.changed()
+
+    def note_told(self, peer: Peer) -> None:
+        """Remember whom this host hears: it may serve, and I may not be able to ask it."""
+        said = peer.statement
+        if said.flags & NEWCOMER or self.view.get(peer.host_id) is peer:
+            return
+        for index, age in enumerate(peer.heartbeat.ages):
+            if age != AGE_NONE and index != self.index and said.view >> index & 1:
+                heard_ms = peer.received_ms - age * self.death_ms // AGE_UNITS
+                self.told[index + 1] = max(heard_ms, self.told.get(index + 1, NEVER))
 
     def own_identity(self) -> bytes:
         """What the view digest covers of me."""

@@ -13,7 +13,7 @@ from convergence.heartbeat import (
     address,
 )
 from convergence.rules import ALL_BUCKETS
-from convergence.state import Phase
+from convergence.stages import Phase
 
 _FLAGS = ((JOINING, "joining"), (DRAINING, "draining"), (LEAVING, "leaving"))
 

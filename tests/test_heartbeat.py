@@ -107,7 +107,8 @@ WIRE_LINES = """
 1408  efbeadde          the signatures that the sender accepts
 1412  03ff07ff          ages: host 1 three units, host 3 seven
 1444  11001300          tags of what was heard
-1476  00000000          reserved
+1476  00                for how long it has listened
+1477  000000            reserved
 1480  00000000000000000000000000000000  no MAC yet
 """
 
@@ -227,7 +228,7 @@ def test_a_windows_frame_is_foreign_and_no_error() -> None:
         (1370, b"\x10", "state"),
         (1371, b"\x01", "state"),
         (1376, b"\x05", "view"),
-        (1476, b"\x01", "reserved"),
+        (1477, b"\x01", "reserved"),
     ],
 )
 def test_a_field_out_of_range_is_refused(offset: int, value: bytes, kind: str) -> None:

@@ -26,7 +26,8 @@ from convergence.heartbeat import AGE_NONE, JOINING, LEAVING, Heartbeat, decode
 from convergence.machine import HostConfig, Machine
 from convergence.phases import TRANSITIONS, enter
 from convergence.rules import ALL_BUCKETS
-from convergence.state import Phase, State
+from convergence.stages import Phase
+from convergence.state import State
 from tests.simulator.world import CLUSTER, RULES, Host, World
 
 PERIOD_MS = 100
@@ -127,6 +128,7 @@ def test_listen_t_x_p_when_nobody_is_heard() -> None:
     flags = {at_ms: one.statement.flags & JOINING for at_ms, one in frames(seen, 1)}
     assert [at_ms for at_ms, joining in flags.items() if joining][-1] == DEATH_MS - PERIOD_MS
     assert min(at_ms for at_ms, joining in flags.items() if not joining) == DEATH_MS
+    assert [one.listened for _at_ms, one in frames(seen, 1)][:6] == [1, 51, 101, 151, 201, 0]
 
 
 def test_listen_2_p_when_a_started_host_is_heard() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from convergence.events import HostState, LeaseRenewed, LogEvent, MapsChanged, Output, SendFrame
 from convergence.heartbeat import Heartbeat, decode
 from convergence.rules import ALL_BUCKETS, BUCKETS
-from convergence.state import Phase
+from convergence.stages import Phase
 from tests.simulator.world import Host, World
 
 NEVER = -(1 << 60)

@@ -1,0 +1,168 @@
+"""Losing members: the silent, the deaf, and one of two that cannot hear each other."""
+
+from convergence.events import ProbeHost, Severity
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, address
+from convergence.peers import Peer
+from convergence.phases import change_view
+from convergence.rules import HOST_ID_MAX
+from convergence.stages import Stage
+from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, State
+
+FORGET_PERIODS = 2
+"""Times T: a host that is no member is forgotten after this silence."""
+
+
+def newest_ms(state: State, peer: Peer) -> int:
+    """When anybody whose view holds this member heard it last, as far as I know."""
+    return max(peer.received_ms, *peer.vouched.values(), NEVER)
+
+
+def note_word(state: State, witness: Peer) -> None:
+    """Remember when this host heard the members that stand in its view.
+
+    Its word made their leases longer, so it counts even if the witness then leaves, dies or is
+    restarted.  It takes its word back by dropping a member from its view: that one has let go.
+    """
+    said = witness.statement
+    ages = witness.heartbeat.ages
+    name = (witness.host_id, witness.code)
+    for peer in state.view.values():
+        if not said.view & peer.bit:
+            peer.vouched.pop(name, None)
+        elif peer is not witness and witness.reports(peer.index, peer.tag):
+            heard_ms = witness.received_ms - ages[peer.index] * state.death_ms // AGE_UNITS
+            peer.vouched[name] = max(heard_ms, peer.vouched.get(name, NEVER))
+
+
+def judge(state: State) -> None:
+    """Remove members whose silence has lasted T x P; notice deaf members and broken pairs."""
+    if state.now_ms < state.judge_after_ms:
+        state.expiry_ms = state.judge_after_ms
+        return
+    dead: list[Peer] = []
+    expiry = FOREVER
+    for peer in state.view.values():
+        heard_until = peer.received_ms + state.death_ms
+        if heard_until <= state.now_ms and state.heard.primary.get(peer.host_id) is peer:
+            heard_until = newest_ms(state, peer) + state.death_ms
+        if heard_until <= state.now_ms:
+            dead.append(peer)
+        else:
+            expiry = min(expiry, heard_until)
+    state.expiry_ms = min(expiry, state.now_ms + state.period_ms)
+    if dead:
+        _lose(state, dead)
+    for peer in list(state.view.values()):
+        if peer.heartbeat.ages[state.index] == AGE_NONE:
+            lose_if_deaf(state, peer)
+    _leave_broken_pair(state)
+    _forget_silent(state)
+
+
+def _lose(state: State, dead: list[Peer]) -> None:
+    for peer in dead:
+        del state.view[peer.host_id]
+        where = address(peer.statement.dedicated_ip_address)
+        text = f"Host {peer.host_id} is lost: no heartbeat for {state.death_ms} ms."
+        state.log("host-lost", Severity.WARNING, text, host_id=peer.host_id)
+        state.lost[peer.host_id, peer.code] = peer
+        state.orphans_stale = True
+        state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
+    embargo_ms = EMBARGO_PERIODS * state.period_ms
+    # I may have missed the last words about a host that I do not hear myself.
+    by_word = any(newest_ms(state, peer) > peer.received_ms + state.period_ms for peer in dead)
+    if by_word or state.now_ms - state.two_view_sent_ms < state.death_ms + embargo_ms:
+        state.embargo_until_ms = max(state.embargo_until_ms, state.now_ms + embargo_ms)
+    names = ", ".join(str(peer.host_id) for peer in dead)
+    change_view(state, f"host {names} lost")
+
+
+def lose_if_deaf(state: State, peer: Peer) -> None:
+    """A member that hears none of us: go on without it.
+
+    Its age for me is "none" once it has not heard me for T x P.  A member that hears some of us
+    but not me is no deaf host but one end of a broken pair.
+    """
+    others = [other for other in state.view.values() if other is not peer]
+    if any(peer.reports(other.index, other.tag) for other in others):
+        return
+    if not any(other.reports(state.index, state.tag) for other in others):
+        # Nobody else hears me either: it is I who is mute, and my lease that must end.
+        return
+    del state.view[peer.host_id]
+    text = f"Host {peer.host_id} does not hear us; the cluster goes on without it."
+    state.log("host-does-not-hear-us", Severity.WARNING, text, host_id=peer.host_id)
+    change_view(state, f"host {peer.host_id} does not hear us", peer.statement.generation)
+
+
+def _leave_broken_pair(state: State) -> None:
+    """When I and a lower host id cannot hear each other but another host hears both, I leave.
+
+    The lower one counts when it stands in the view of the host between us.  Waits one and a half
+    times T x P, so that a take-over which the pair holds up is done within 2 T x P.
+    """
+    if state.stage is Stage.LEAVING:
+        return
+    witnesses = [
+        peer
+        for peer in state.heard.primary.values()
+        if peer.counts
+        and peer.reports(state.index, state.tag)
+        and state.now_ms - peer.received_ms < state.death_ms
+        and (not state.newcomer or peer.statement.view & state.bit)
+    ]
+    known = 0
+    for witness in witnesses:
+        known |= witness.statement.view
+    broken = {
+        host_id
+        for host_id in range(1, state.config.host_id)
+        if known >> (host_id - 1) & 1
+        and _is_broken(state, host_id)
+        and any(_hears_as_member(state, witness, host_id) for witness in witnesses)
+    }
+    for host_id in [one for one in state.unheard_since if one not in broken]:
+        del state.unheard_since[host_id]
+    for host_id in broken:
+        since_ms = state.unheard_since.setdefault(host_id, state.now_ms)
+        # It took T x P until either of us could know.
+        if state.now_ms - since_ms >= state.death_ms // 2:
+            text = f"This host and host {host_id} cannot hear each other; it leaves."
+            state.log("broken-pair", Severity.ERROR, text, host_id=host_id)
+            state.release_all()
+            state.stage_after_leaving = state.stage
+            state.stage = Stage.LEAVING
+            state.stop_by_ms = state.now_ms + state.death_ms
+            state.unheard_since.clear()
+            state.changed()
+            return
+
+
+def _hears_as_member(state: State, witness: Peer, host_id: int) -> bool:
+    """The host between us still hears this other host, and has it in its view."""
+    index = host_id - 1
+    age = witness.heartbeat.ages[index]
+    if age == AGE_NONE or witness.host_id == host_id or not witness.statement.view >> index & 1:
+        return False
+    age_ms = age * state.death_ms // AGE_UNITS + state.now_ms - witness.received_ms
+    return age_ms < state.death_ms
+
+
+def _is_broken(state: State, host_id: int) -> bool:
+    """I have not heard it for T x P, or it says that it has not heard me for as long."""
+    peer = state.heard.primary.get(host_id)
+    if peer is None or state.now_ms - peer.received_ms >= state.death_ms:
+        return True
+    return peer.counts and not peer.reports(state.index, state.tag)
+
+
+def _forget_silent(state: State) -> None:
+    limit_ms = state.now_ms - FORGET_PERIODS * state.death_ms
+    for peer in state.view.values():
+        if len(peer.vouched) > HOST_ID_MAX:
+            peer.vouched = {one: ms for one, ms in peer.vouched.items() if ms >= limit_ms}
+    for known in (state.heard.primary, state.heard.rivals, state.strangers):
+        for host_id in [one.host_id for one in known.values() if one.received_ms < limit_ms]:
+            if state.view.get(host_id) is not known[host_id]:
+                del known[host_id]
+    state.recompute_candidates()
