@@ -2,11 +2,20 @@
 
 import argparse
 import multiprocessing
+import os
+import random
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
 from tests.simulator.episode import Result, run_seed
+from tests.simulator.faults import options
+from tests.simulator.scenario import play
+from tests.simulator.shrink import shrink, to_lines
+
+FRESH_SEEDS = range(1_000_000, 1_000_000_000)
+SHRUNK_MAX = 3
 
 
 def table(results: list[Result]) -> str:
@@ -24,14 +33,25 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def write_shrunk(result: Result) -> Path:
+    """The failing episode, made small, as a scenario file in the current directory."""
+    lines = to_lines(result.seed, shrink(result.seed, options(result.seed)))
+    why = "; ".join(sorted({violation.guarantee for violation in result.violations}))
+    path = Path(f"failed-{result.seed}.txt")
+    path.write_text(play("\n".join([f"# Seed {result.seed} violated: {why}.", *lines])))
+    return path
+
+
 def main() -> int:
     """Exit status 1 when any guarantee was violated."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many episodes")
-    parser.add_argument("--start", type=int, default=0, help="the first seed")
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--start", default="0", help="the first seed, or 'fresh': one never tried")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     arguments = parser.parse_args()
-    seeds = range(arguments.start, arguments.start + arguments.seeds)
+    first = random.choice(FRESH_SEEDS) if arguments.start == "fresh" else int(arguments.start)
+    seeds = range(first, first + arguments.seeds)
+    print(f"seeds from {first} to {first + arguments.seeds - 1}", flush=True)
     began = time.monotonic()
     results: list[Result] = []
     with multiprocessing.Pool(arguments.jobs) as pool:
@@ -40,10 +60,13 @@ def main() -> int:
             for violation in result.violations:
                 print(f"{result.kind}, {result.hosts} hosts: {violation}")
             if result.violations:
-                print(f"  replay: {result.replay_command}")
+                print(f"  replay: {result.replay_command}", flush=True)
     print(table(sorted(results, key=lambda one: one.seed)))
     print(f"{len(results)} episodes in {time.monotonic() - began:.0f} s")
-    return 1 if any(one.violations for one in results) else 0
+    failed = [one for one in results if one.violations]
+    for one in failed[:SHRUNK_MAX]:
+        print(f"seed {one.seed}, as small as possible: {write_shrunk(one)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tests.simulator.faults import NETWORK, PERIOD_MS, PERIODS, Fault, Options, 
 from tests.simulator.world import World
 
 KEYRING = Keyring((Key(7, b"0123456789abcdef0123456789abcdef"),), Authentication.ENFORCE)
+RULE_COMMANDS = (Command.ENABLE_RULE, Command.DISABLE_RULE, Command.DRAIN_RULE)
 CALM_KINDS = ("start", "stop", "drain", "drained", "weight")
 
 
@@ -60,10 +61,10 @@ class Episode:
         self.no_hole = NoHole(world, period_ms, tolerance, self.end_ms)
         self.fewest_moves = FewestMoves(world)
         self.fewest_moves.equal = not any(
-            one.kind in ("weight", "drain", "stop") for one in plan.faults
+            one.kind in ("weight", "drain", "stop", "rule") for one in plan.faults
         )
         checkers = [self.one_owner, self.fewest_moves, FailClosed(world)]
-        if plan.exact:
+        if plan.exact and plan.one_bad_host:
             checkers.append(self.no_hole)
         # Tolerance 3 has no room for frames that are late by a good part of a period.
         punctual = plan.weather.jitter_ms == 0 or tolerance > 3
@@ -119,6 +120,11 @@ class Episode:
             self.world.drained(fault.host)
         elif kind == "weight":
             self.world.command(fault.host, Command.SET_WEIGHT, load_weight=fault.value)
+        elif kind == "rule":
+            slot, command = divmod(fault.value, len(RULE_COMMANDS))
+            self.world.command(fault.host, RULE_COMMANDS[command], slots=(slot,))
+        elif kind == "clock-step":
+            self.world.clock_step(fault.host, fault.value)
 
     def _crash_loop(self, fault: Fault, until_ms: int) -> None:
         world = self.world

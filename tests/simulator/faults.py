@@ -12,6 +12,9 @@ KINDS = (
     "calm", "join-leave", "crash", "restart", "drain", "weight", "pause", "loss", "delay",
     "partition", "mute", "deaf", "pair", "one-way", "crash-loop", "replay", "garble", "mixed",
 )  # fmt: skip
+ADDED = ("duplication", "reorder", "rule", "clock-step", "several")
+"""Kinds that take the place of one of the above in a fifth of the episodes."""
+
 BACKGROUND = ("join-leave", "crash", "restart", "drain", "weight", "pause")
 """Faults of hosts; a network fault comes with one of them half of the time."""
 
@@ -44,6 +47,11 @@ class Options:
     faults: tuple[Fault, ...] = field(default=())
 
     @property
+    def one_bad_host(self) -> bool:
+        """At most one network fault: what the others' buckets may suffer from it is bounded."""
+        return self.kind != "several"
+
+    @property
     def exact(self) -> bool:
         """No frame is lost by chance: the bounds in time are checked."""
         return self.weather.loss == 0 and self.weather.garble == 0 and self.weather.replay == 0
@@ -59,10 +67,16 @@ def size(chance: random.Random) -> int:
     return chance.randint(9, 16) if draw < 0.99 else 32
 
 
-def options(seed: int) -> Options:
-    """The episode of this seed."""
+def kind_of(seed: int) -> str:
+    """What kind of fault this seed is about."""
+    chance = random.Random(f"kind {seed}")
+    return chance.choice(ADDED) if chance.random() < 0.2 else KINDS[seed % len(KINDS)]
+
+
+def options(seed: int, kind: str | None = None) -> Options:
+    """The episode of this seed; with ``kind``, as it would be were it about that."""
     chance = random.Random(f"episode {seed}")
-    kind = KINDS[seed % len(KINDS)]
+    kind = kind or kind_of(seed)
     count = size(chance)
     hosts = tuple(sorted(chance.sample(range(1, 33), count)))
     tolerance = chance.choice((5, 5, 5, 3, 4, 8))
@@ -71,6 +85,10 @@ def options(seed: int) -> Options:
         weather = Weather(loss=chance.choice((0.01, 0.05, 0.1)))
     elif kind == "delay":
         weather = Weather(jitter_ms=chance.choice((3, 8, 15)), duplicate=chance.choice((0.0, 0.1)))
+    elif kind == "duplication":
+        weather = Weather(duplicate=chance.choice((0.1, 0.5, 1.0)), jitter_ms=chance.choice((0, 3)))
+    elif kind == "reorder":
+        weather = Weather(jitter_ms=chance.choice((20, 30, 50)))
     elif kind == "replay":
         weather = Weather(replay=0.05)
     elif kind == "garble":
@@ -117,9 +135,13 @@ def _faults(chance: random.Random, kind: str, hosts: tuple[int, ...]) -> list[Fa
         found.append(_long_fault(chance, kind, hosts, begin, chance.randint(600, 2400)))
     if kind == "calm":
         return found
-    if kind in BACKGROUND:
+    if kind == "several":
+        for one in chance.choices(NETWORK, k=chance.randint(2, 3)):
+            begin = chance.randint(800, 2200)
+            found.append(_long_fault(chance, one, hosts, begin, chance.randint(600, 2400)))
+    if kind in (*BACKGROUND, "rule", "clock-step"):
         kinds = [kind] * chance.randint(1, 3)
-    elif kind in NETWORK or kind == "crash-loop":
+    elif kind in NETWORK or kind in ("crash-loop", "several"):
         kinds = chance.choices(BACKGROUND, k=chance.choice((0, 0, 1, 1)))
     else:
         kinds = chance.choices(BACKGROUND, k=chance.randint(1, 4))
@@ -157,5 +179,10 @@ def _host_fault(chance: random.Random, kind: str, hosts: tuple[int, ...], when: 
         return [Fault(when, "drain", host), Fault(later, "drained", host)]
     if kind == "weight":
         return [Fault(when, "weight", host, value=chance.choice((0, 10, 30, 60, 100)))]
+    if kind == "rule":
+        return [Fault(at_ms, "rule", host, value=chance.randrange(6)) for at_ms in (when, later)]
+    if kind == "clock-step":
+        step_ms = chance.choice((50, 140, 160, 300, 390, 410, 520, 1500, 60_000))
+        return [Fault(when, "clock-step", host, value=step_ms)]
     duration = chance.choice((50, 150, 300, 390, 410, 480, 520, 700, 1500))
     return [Fault(when, "pause", host, duration, value=chance.randint(0, 1))]

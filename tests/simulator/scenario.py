@@ -17,9 +17,16 @@ A file is blocks divided by blank lines.  Lines that begin with ``#`` explain.  
     crash H | poweroff H | pause H MS
     mute H | deaf H | pair A B | one-way A B | partition H,H | heal
     replay H | garble H | foreign H | windows H    a recorded, damaged, other-key or NLB frame of H
+
+An episode of the simulator, as ``python -m tests.simulator`` writes one that failed:
+
+    episode SEED KIND hosts=H,H tolerance=T [loss=, jitter_ms=, ...]
+    at MS KIND H [H,H] [for=MS] [value=N]
+    play                             with all checkers
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from convergence.auth import Authentication, Key, Keyring, sign
@@ -35,6 +42,9 @@ from convergence.events import (
 from convergence.heartbeat import EXTENSION_OFFSET, FRAME_BYTES
 from convergence.rules import ALL_BUCKETS
 from tests.simulator.checkers import FailClosed, OneOwner
+from tests.simulator.episode import Episode
+from tests.simulator.faults import Fault
+from tests.simulator.shrink import read_episode, read_fault
 from tests.simulator.world import Host, World
 
 FAULTS = ("mute", "deaf", "pair", "one-way", "partition", "heal")
@@ -236,6 +246,21 @@ class Scenario:
     def _inject(self, source: int, payload: bytes) -> None:
         self.world.at(self.world.now_ms, self.world._arrive_all, source, payload)
 
+    # ------------------------------------------------------------ a whole episode
+
+    def do_episode(self, *arguments: str) -> None:
+        self.seed, self.plan = read_episode(*arguments)
+        self.faults: list[Fault] = []
+
+    def do_at(self, *arguments: str) -> None:
+        self.faults.append(read_fault(*arguments))
+
+    def do_play(self) -> None:
+        episode = Episode(self.seed, replace(self.plan, faults=tuple(self.faults)))
+        self.world = episode.world
+        self.world.observers.append(self._saw)
+        self.lines.extend(f"VIOLATION {violation}" for violation in episode.run())
+
     # ------------------------------------------------------------ what there is to see
 
     def do_status(self) -> None:
@@ -271,9 +296,14 @@ def blocks(text: str) -> list[list[str]]:
 
 def replay(path: Path) -> str:
     """The text that the file should have: its commands with what happens now."""
+    return play(path.read_text())
+
+
+def play(text: str) -> str:
+    """Commands, with or without what happened once -> commands with what happens now."""
     scenario = Scenario()
     written = []
-    for block in blocks(path.read_text()):
+    for block in blocks(text):
         commands = block[: block.index("----")] if "----" in block else block
         orders = [line for line in commands if not line.startswith("#")]
         lines = list(commands)
