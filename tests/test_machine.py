@@ -33,7 +33,7 @@ from tests.simulator.world import CLUSTER, RULES, Host, World
 PERIOD_MS = 100
 LEASE_MS = 400
 DEATH_MS = 500
-ALL_IDLE = (ALL_BUCKETS,) * 3
+EVERY_BUCKET = (ALL_BUCKETS,) * 3
 
 
 def config(host_id: int = 1, **changes: object) -> HostConfig:
@@ -387,7 +387,7 @@ def test_a_draining_host_accepts_nothing_new_at_once() -> None:
     world.run(3000)
     assert world.hosts[1].machine.status(clock(world, 1)).state is HostState.DRAINING
     assert members(world, 2) == [1, 2]
-    assert world.hosts[2].plane.current == ALL_IDLE
+    assert world.hosts[2].plane.current == EVERY_BUCKET
 
 
 def test_ages_are_in_units_of_t_x_p_by_250_rounded_down() -> None:
@@ -513,4 +513,4 @@ def test_a_foreign_host_never_affects_a_running_member() -> None:
         world.hosts[1].machine.step(FrameReceived(now_ms, windows, now_ms, bytes(6)))
     assert world.hosts[1].machine.counters == {"foreign-host": 10}
     world.run(3000)
-    assert world.hosts[1].plane.current == ALL_IDLE
+    assert world.hosts[1].plane.current == EVERY_BUCKET
