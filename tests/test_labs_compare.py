@@ -1,6 +1,7 @@
 """The comparison: classes from records, a measurement with real components, what is skipped."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from labs.compare import cell
 from labs.compare.judge import LONG_WAIT, NO_OUTAGE, RECONNECT, judge, judge_many
 from labs.compare.methods import METHODS
+from labs.compare.page import page
 from labs.compare.tables import features, show
 from labs.events import labs_in, parse
 from labs.runs import compare
@@ -119,6 +121,11 @@ def test_the_tables_name_what_was_measured(measured, capsys):
     assert dict(features(results, method.name))["dead service noticed"].startswith("yes, ")
     show(results, out)
     assert "long TCP session" in capsys.readouterr().out
+    text = page(results)
+    linked = re.findall(r'href="([^"]+)"', text)
+    assert {"lb-direct-return-app-down.jsonl", "lb-direct-return-steady.pcapng"} <= set(linked)
+    assert all((out / name).is_file() for name in linked)
+    assert text.count('class="fair"') == 4, "the four clients that had to connect again"
 
 
 def test_what_this_machine_lacks_is_skipped_with_what_helps():

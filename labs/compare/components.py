@@ -148,8 +148,9 @@ def write_names(lab: LabHandle, addresses: Sequence[str]) -> None:
 def dnsmasq(lab: LabHandle, addresses: Sequence[str]) -> Task:
     """A DNS server at the router that knows these addresses of the service."""
     write_names(lab, addresses)
-    command = ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--bind-interfaces"]
-    command += ["--conf-file=/dev/null", "--pid-file=/run/dnsmasq.pid", "--user=root"]
+    # No daemon: it would change its user, and in a user namespace there is no other.
+    command = ["dnsmasq", "--no-daemon", "--no-resolv", "--no-hosts", "--bind-interfaces"]
+    command += ["--conf-file=/dev/null"]
     command += [f"--addn-hosts={DNS_HOSTS}", f"--local-ttl={DNS_TTL_S}"]
     task = start(lab, "router", command)
 

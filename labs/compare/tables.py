@@ -109,4 +109,4 @@ def show(results: dict[str, Any], out: Path) -> None:
     for cell in (*results["cells"], *results["keepalived_gaps"]):
         if "error" in cell:
             console.print(f"failed: {cell['method']}, {cell['fault']}: {cell['error']}")
-    console.print(f"{results['took_s']:.0f} s; results, event logs and captures: {out}/")
+    console.print(f"{results['took_s']:.0f} s; the page, results, event logs and captures: {out}/")

@@ -123,7 +123,7 @@ def _chosen(names: tuple[str, ...]) -> list[Method]:
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where results, event logs and captures go.  Default: compare-DATE.",
+    help="Where the page, results, event logs and captures go.  Default: compare-DATE.",
 )
 @click.option("--parallel", type=click.IntRange(1, 16), help="Measurements at a time.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -135,12 +135,14 @@ def command(
     as_json: bool,
 ) -> int:
     """Entry point of ``softnlb lab run compare``."""
+    from labs.compare.page import page
     from labs.compare.tables import show
 
     out = out or Path(time.strftime("compare-%Y%m%d-%H%M%S"))
     chosen = [fault for fault in FAULTS if not faults or fault in faults]
     results = compare(_chosen(methods), chosen, out, parallel or (os.cpu_count() or 1) + 1)
     save(results, out / "results.json")
+    (out / "index.html").write_text(page(results))
     if as_json:
         print_json(results)
     else:
