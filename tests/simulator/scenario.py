@@ -2,19 +2,21 @@
 
 A file is blocks divided by blank lines.  Lines that begin with ``#`` explain.  Commands:
 
-    hosts 1-3 [FIELD=VALUE ...]      stopped hosts; fields: tolerance, digest, key, weights (30/60),
-                                     priorities (1/2), id and address (of a duplicate)
+    hosts 1-3 [FIELD=VALUE ...]      stopped hosts; fields: tolerance, period, digest, key, weights
+                                     (30/60), priorities (1/2), id (of a duplicate), rules: ports
+                                     (80/443s, s: single host), which is another configuration
     start 1-3 [force]                start them now
     run MS                           let time pass; prints what the hosts tell and hold
     status                           how every host sees the cluster now
     accepts                          buckets that each data plane accepts now, per rule
+    history H                        the convergence history of this host
     counters H                       frames that this host did not believe
     orphans H                        buckets of this host that may answer lost connections
     stop H | drainstop H | drained H | weight H W [RULE] | enable|disable|drain H RULE
     keys 1-3 KEYS                    from now on, like key=KEYS of hosts: SECRET, enforce:SECRET,
                                      permissive:2:NEW,1:OLD (the first one signs), none
     scan H                           a socket scan that found every bucket idle
-    crash H | poweroff H | pause H MS
+    crash H | poweroff H | pause H MS | clock H MS     the clock jumps ahead
     mute H | deaf H | pair A B | one-way A B | partition H,H | heal
     replay H | garble H | foreign H | windows H    a recorded, damaged, other-key or NLB frame of H
 
@@ -40,7 +42,7 @@ from convergence.events import (
     SendFrame,
 )
 from convergence.heartbeat import EXTENSION_OFFSET, FRAME_BYTES
-from convergence.rules import ALL_BUCKETS
+from convergence.rules import ALL_BUCKETS, FilteringMode, PortRule
 from tests.simulator.checkers import FailClosed, OneOwner
 from tests.simulator.episode import Episode
 from tests.simulator.faults import Fault
@@ -85,6 +87,21 @@ def keyring(text: str) -> Keyring:
         key_id, _, secret = name.rpartition(":")
         keys.append(Key(int(key_id or number), secret.encode().ljust(32, b".")))
     return Keyring(tuple(keys), Authentication(step))
+
+
+def other_rules(names: str, text: str) -> dict[str, object]:
+    """Fields of a configuration with port rules of its own, by "80/443s"."""
+    rules = []
+    for one in text.split("/"):
+        port = int(one.rstrip("s"))
+        mode = FilteringMode.SINGLE_HOST if one.endswith("s") else FilteringMode.MULTIPLE_HOSTS
+        rules.append(PortRule(None, port, port, filtering_mode=mode))
+    return {
+        "rules": tuple(rules),
+        "load_weights": (50,) * len(rules),
+        "handling_priorities": (numbers(names)[0],) * len(rules),
+        "config_digest": text.encode().ljust(8)[:8],
+    }
 
 
 class Scenario:
@@ -134,6 +151,10 @@ class Scenario:
             field, _, value = text.partition("=")
             if field == "tolerance":
                 changes["tolerance"] = int(value)
+            elif field == "period":
+                changes["period_ms"] = int(value)
+            elif field == "rules":
+                changes.update(other_rules(names, value))
             elif field == "digest":
                 changes["config_digest"] = value.encode().ljust(8)[:8]
             elif field == "key":
@@ -192,6 +213,9 @@ class Scenario:
 
     def do_pause(self, name: str, duration_ms: str) -> None:
         self.world.pause(int(name), int(duration_ms))
+
+    def do_clock(self, name: str, step_ms: str) -> None:
+        self.world.clock_step(int(name), int(step_ms))
 
     # ------------------------------------------------------------ network
 
@@ -278,6 +302,13 @@ class Scenario:
             maps = host.plane.accepts(self.world.now_ms + host.clock_ms)
             text = " | ".join(buckets(bits) for bits in maps) or "nothing"
             self.lines.append(f"host{name} {text}")
+
+    def do_history(self, name: str) -> None:
+        host = self.world.hosts[int(name)]
+        for one in host.machine.status(self.world.now_ms + host.clock_ms).history:
+            members = ",".join(str(member) for member in one.members)
+            at_ms = one.at_ms - host.clock_ms
+            self.lines.append(f"{at_ms:6} {one.phase}, members {members}: {one.reason}")
 
     def do_counters(self, name: str) -> None:
         counters = self.world.hosts[int(name)].machine.counters
