@@ -84,7 +84,8 @@ def fork(name: str, proc: MachineProc, body: Callable[[], int | None], log: Path
         os.close(tell)
         os.setsid()
         set_process_name(name)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGPIPE):
+        # SIGPIPE stays ignored, as Python wants it: an agent whose asker hung up must live on.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         if log is not None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from labs.handle import LabHandle
 from labs.state import labs_directory, running_labs
+from softnlb.control import find_hosts
 from tests.labs import COMMAND, ROOT, lab, lab_json, lab_name, running
 from tests.netns import wait_for
 
@@ -153,6 +155,22 @@ def test_capture_writes_frames_with_port_names(bare, tmp_path):
         ["tshark", "-r", path, *fields], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["host2"] * 6
+
+
+def test_an_agent_lives_on_when_the_one_who_asked_hangs_up():
+    with running("hang-up", hosts=1) as handle:
+        before = handle.status()["hosts"][0]["pid"]
+
+        def hang_up(_: object) -> None:
+            (path,) = find_hosts()
+            for _ in range(50):
+                with socket.socket(socket.AF_UNIX) as asker:
+                    asker.connect(str(path))
+                    asker.sendall(b'{"verb": "display"}\n')
+
+        handle.run("host1", hang_up)
+        after = handle.status()["hosts"][0]
+    assert (after["pid"], after["state"]) == (before, "converged")
 
 
 def processes_of(supervisor_pid: int) -> list[int]:

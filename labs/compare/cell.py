@@ -37,6 +37,9 @@ DNS_WINDOW_S = 26.0
 CONNECTED = ("ping", "long TCP session", "HTTP keep-alive")
 """Clients that stay where they are as long as they may."""
 
+LAG_MAX_S, ATTEMPTS_MAX = 0.4, 3
+"""When the machine did not run the clients themselves for so long, the measurement is repeated."""
+
 SETTLE_S = 3.0
 """When the many clients begin to count as served again, or not, before the end."""
 
@@ -46,8 +49,12 @@ def run_cell(method_name: str, fault: str, out: str) -> dict[str, Any]:
     method = next(method for method in METHODS if method.name == method_name)
     path = Path(out, f"{method.name}-{fault}")
     began_s = time.monotonic()
+    result: dict[str, Any]
     try:
-        result = measure(method, fault, path)
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            result = measure(method, fault, path) | {"attempts": attempt}
+            if result.get("lag_s", 0.0) < LAG_MAX_S:
+                break
     except (SoftnlbError, OSError) as error:
         result = {"method": method.name, "fault": fault, "error": str(error)}
     return result | {"took_s": round(time.monotonic() - began_s, 1)}
@@ -91,7 +98,8 @@ def _under_fault(lab: LabHandle, setting: Setting, fault: str) -> dict[str, Any]
         _inject(lab, setting, fault, victim)
         pause(window_s)
         end_s = time.monotonic()
-        records: dict[str, list[Record]] = task.stop()
+        seen_by_clients = task.stop()
+    records: dict[str, list[Record]] = seen_by_clients["records"]
     many = records["many clients"]
     seen = {
         name: judge_many(noted, fault_s, end_s)
@@ -109,6 +117,7 @@ def _under_fault(lab: LabHandle, setting: Setting, fault: str) -> dict[str, Any]
     return {
         "victim": victim,
         "window_s": window_s,
+        "lag_s": seen_by_clients["lag_s"],
         "clients": {name: asdict(each) for name, each in seen.items()},
         "still_failing_percent": round(
             100 * share_failed(many, end_s - SETTLE_S - 1.0, end_s - 1.0), 1

@@ -34,6 +34,8 @@ SYSTEM_CONNECT_S = 21.0
 BEGIN_S = 20.0
 """Every client must have been served once by then."""
 
+LAG_STEP_S = 0.02
+
 STAGGER_S = 0.25
 """Happy eyeballs (RFC 8305): between two attempts that run side by side."""
 
@@ -142,8 +144,9 @@ class Clients:
         self._random = random.Random(1)
         self._shared = Resolver(plan.dns, plan.address, cache=True)
         self.records: dict[str, list[Record]] = {}
+        self._lag_s = 0.0
 
-    async def run(self) -> dict[str, list[Record]]:
+    async def run(self) -> dict[str, Any]:
         """Until told to end; announces {"ready"} when every client was served once."""
         source, shared = str(CLIENT_ADDRESS), self._shared
         jobs: dict[str, Callable[[], Awaitable[None]]] = {}
@@ -172,13 +175,21 @@ class Clients:
                 idle = ", ".join(name for name, noted in self.records.items() if not _served(noted))
                 raise SoftnlbError(f"not served within {BEGIN_S:g} s: {idle}")
         known = await shared.addresses() if self._plan.dns else []
+        tasks.append(asyncio.create_task(self._watch_ourselves()))
         self._channel.send({"ready": True, "first_address": known[0] if known else None})
         await self._stopped.wait()
         loop.remove_reader(self._channel.fileno())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return self.records
+        return {"records": self.records, "lag_s": round(self._lag_s, 3)}
+
+    async def _watch_ourselves(self) -> None:
+        """How long the machine did not let us run: that is no figure of any method."""
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(LAG_STEP_S)
+            self._lag_s = max(self._lag_s, time.monotonic() - before_s - LAG_STEP_S)
 
     def _policy(
         self, name: str, resolver: Resolver, policy: str, source: str
@@ -310,11 +321,11 @@ def _served(records: list[Record]) -> bool:
     return any(record[3] is None for record in records)
 
 
-def body(plan: Plan) -> Callable[[Channel], dict[str, list[Record]]]:
+def body(plan: Plan) -> Callable[[Channel], dict[str, Any]]:
     """For ``LabHandle.start("client1", ...)``."""
 
-    def work(channel: Channel) -> dict[str, list[Record]]:
-        async def run() -> dict[str, list[Record]]:
+    def work(channel: Channel) -> dict[str, Any]:
+        async def run() -> dict[str, Any]:
             return await Clients(channel, plan).run()
 
         return asyncio.run(run())
