@@ -42,6 +42,7 @@ from softnlb.history import History, agent_started
 from softnlb.notify import Notifier
 from softnlb.planes import Choice, choose
 from softnlb.reload import reload
+from softnlb.remote import RemoteControl
 from softnlb.serving import Serving, host_config, table_of
 from softnlb.signals import Signals
 from softnlb.socket_watch import SocketWatch
@@ -78,7 +79,6 @@ class Agent:
         self.suspended = False
         self.history = History(self.directory, config.host_id)
         self._notifier = notifier or Notifier({})
-        self._phases_told = 0
         self.serving: Serving | None = None
         self.machine = Machine(host_config(config), boot_ms())
         self._next_check_ms = 0
@@ -91,7 +91,10 @@ class Agent:
         self._probes = Probes()
         self.health = Health(self.rule_command, lambda: self.machine.rule_states, self.tell)
         self.control = control or ControlServer(socket_path(config))
-        self.control.handler = Answers(self).answer
+        self._answers = Answers(self)
+        self.control.handler = self._answers.answer
+        self._remote: RemoteControl | None = None
+        self._open_remote()
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
         self._signals = Signals()
         self._loop.register(self._signals, selectors.EVENT_READ, self._signalled)
@@ -117,6 +120,8 @@ class Agent:
     def close(self) -> None:
         """Let go of what every agent has, started or not."""
         self.control.close()
+        if self._remote is not None:
+            self._remote.close()
         self._sockets.close()
         self._signals.close()
         self._loop.close()
@@ -153,26 +158,10 @@ class Agent:
         """One input to the machine, its outputs to the world, in their order."""
         for output in self.machine.step(event):
             self._carry_out(output)
-        self._tell_phases()
+        if phase := self.history.tell_phases(self.machine):
+            self._notifier.status(phase)
         if self.serving is not None and self.machine.host_state == HostState.STOPPED:
             self._end_serving()
-
-    def _tell_phases(self) -> None:
-        """Every phase with its reason is part of the history, and too much for the log."""
-        length, lines = self.machine.history_since(self._phases_told)
-        if not lines:
-            return
-        self._phases_told = length
-        for line in lines:
-            fields: dict[str, object] = {
-                "phase": line.phase,
-                "reason": line.reason,
-                "members": list(line.members),
-            }
-            text = f"{line.phase}: {line.reason}."
-            self.history.write(LogEvent("phase", Severity.INFO, text, fields))
-        members = ", ".join(map(str, lines[-1].members)) or "none"
-        self._notifier.status(f"Host {self.config.host_id}: {lines[-1].phase}, members {members}")
 
     def _carry_out(self, output: Output) -> None:
         serving = self.serving
@@ -319,9 +308,19 @@ class Agent:
         self.tell(LogEvent("reloaded", Severity.INFO, f"Configuration reloaded: {done}."))
         return done
 
+    def _open_remote(self) -> None:
+        if self._remote is not None:
+            self._loop.unregister(self._remote)
+            self._remote.close()
+            self._remote = None
+        if self.config.remote_control_port is not None:
+            self._remote = RemoteControl(self, self._answers.answer)
+            self._loop.register(self._remote, selectors.EVENT_READ, self._remote.handle)
+
     def adopt(self, fresh: ClusterConfig) -> None:
         """Leave the cluster, when in it, and join again as the fresh configuration says."""
         self.config = fresh
+        self._open_remote()
         if self.serving is None:
             self._new_machine()
             return
@@ -330,7 +329,7 @@ class Agent:
 
     def _new_machine(self) -> None:
         self.machine = Machine(host_config(self.config), boot_ms())
-        self._phases_told = 0
+        self.history.phases_told = 0
 
     def _end_serving(self) -> None:
         serving = self.serving

@@ -110,6 +110,7 @@ class Answers:
             "retain_suspended": config.retain_suspended,
             **self._data_plane(),
             "authentication": str(config.keyring.authentication),
+            "remote_control_port": config.remote_control_port,
             "key_ids": [key.id for key in config.keyring.keys],
             "configuration_digest": config.digest.hex(),
             "configuration_file": str(config.path),

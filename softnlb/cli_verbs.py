@@ -30,7 +30,10 @@ def _order(verb: str, target: str | None, as_json: bool, **args: Any) -> None:
 @_verb
 def query(target: str | None, as_json: bool) -> None:
     """Show state, members and default host."""
-    results = [result for _, result in ask(target, "query")]
+    results = [
+        result if "error" not in result else {"host": path.stem, **result}
+        for path, result in ask(target, "query")
+    ]
     show(target, as_json, results, cli_show.query)
 
 

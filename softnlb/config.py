@@ -104,6 +104,8 @@ class ClusterConfig:
     attach: AttachChoice = "auto"
     keyring: Keyring = Keyring()
     remote_control_port: int | None = None
+    """None: off."""
+    control_group: str | None = None
     link_choices: LinkChoices = AS_NLB_DOES
     additional_dedicated_ip_addresses: tuple[InterfaceAddress, ...] = ()
     health_probes: tuple[HealthProbe, ...] = ()
@@ -146,6 +148,7 @@ class ClusterConfig:
             keyring=Keyring(),
             initial_state="started",
             retain_suspended=False,
+            control_group=None,
             warnings=(),
         )
 
@@ -175,6 +178,7 @@ class ClusterConfig:
             "key_layout": KEY_LAYOUT,
             "mode": self.mode.value,
             "port_rules": [_shared_of_rule(rule) for rule in self.port_rules],
+            "remote_control_port": self.remote_control_port,
         }
 
 

@@ -193,6 +193,9 @@ def _read_keyring(path: Path, cluster: Values, complaints: list[Complaint]) -> K
     """The keys of the cluster.  Complaints name the file, never what stands in it."""
     name = cluster.get("key_file")
     if name is None:
+        if cluster.get("remote_control"):
+            expected = "a key_file beside it: without a key anybody could command the hosts"
+            complaints.append(Complaint("cluster.remote_control", "true", expected))
         return Keyring()
     try:
         keys = read_keys(path.parent / name)
@@ -231,6 +234,8 @@ def _config(
         retain_suspended=host["retain_suspended"],
         data_plane=host["data_plane"],
         attach=host["attach"],
+        control_group=host["control_group"],
+        remote_control_port=cluster["remote_control_port"] if cluster["remote_control"] else None,
         keyring=keyring,
         link_choices=LinkChoices(
             cluster["cluster_mac"], cluster["mask_source_mac"], cluster["arp_for_vip"]

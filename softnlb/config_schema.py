@@ -131,6 +131,12 @@ class ClusterTable(BaseModel):
         default=None, ge=0, le=0xFFFF_FFFF, description="a whole number from 0 to 0xFFFFFFFF"
     )
     filter_icmp: bool = Field(default=False, description="true or false")
+    remote_control: bool = Field(
+        default=False, description="true or false; true takes a key_file, whose keys it obeys"
+    )
+    remote_control_port: int = Field(
+        default=2504, ge=1, le=65535, description="a whole number from 1 to 65535"
+    )
     key_file: str | None = Field(
         default=None,
         description="the path of a file that only its owner may read, with a key per line",
@@ -157,6 +163,10 @@ class HostTable(BaseModel):
     )
     retain_suspended: bool = Field(default=False, description="true or false")
     data_plane: DataPlaneChoice = Field(default="auto", description='"auto", "nfqueue" or "ebpf"')
+    control_group: str | None = Field(
+        default=None,
+        description="the name of a group whose members may command this host (default: softnlb)",
+    )
     attach: AttachChoice = Field(
         default="auto", description='"auto", "tc", "xdp" or "xdp-generic": where ebpf hooks in'
     )

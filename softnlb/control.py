@@ -16,10 +16,12 @@ import socket
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from softnlb.control_group import is_allowed
 from softnlb.errors import MachineError, NotRunningError, ReturnCode, SoftnlbError, UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ class _Client:
         self.peer = Peer(*struct.unpack("3i", credentials))
         self.received = bytearray()
         self.to_send = bytearray()
+        self.allowed = False
         self.closing = False  # hang up as soon as everything is sent
 
 
@@ -83,11 +86,18 @@ class ControlServer:
     directory or socket cannot be made.
     """
 
-    def __init__(self, path: Path, handler: Handler | None = None) -> None:
+    def __init__(
+        self, path: Path, handler: Handler | None = None, group_id: int | None = None
+    ) -> None:
+        """``group_id``: the group that owns the socket; None: the one of this process."""
         self.path = path
+        self._group_id = group_id
         self.peer: Peer | None = None
         self.handler: Handler = handler or _not_yet
         self._listener = _listen(path)
+        if group_id is not None:
+            with suppress(OSError):  # not root, or a user namespace without this group
+                os.chown(path, -1, group_id)
         self._inode = path.stat().st_ino
         self._selector = selectors.EpollSelector()  # an epoll can itself be polled: one fd for all
         self._selector.register(self._listener, selectors.EVENT_READ, None)
@@ -126,7 +136,10 @@ class ControlServer:
             connection.close()
             return
         connection.setblocking(False)
-        self._selector.register(connection, selectors.EVENT_READ, _Client(connection))
+        client = _Client(connection)
+        peer = client.peer
+        client.allowed = is_allowed(connection, peer.uid, peer.gid, self._group_id)
+        self._selector.register(connection, selectors.EVENT_READ, client)
 
     def _serve(self, client: _Client) -> None:
         try:
@@ -155,6 +168,9 @@ class ControlServer:
                 break
             if len(line) > LINE_MAX_BYTES:
                 response = _refusal(f"a request is one line of at most {LINE_MAX_BYTES} bytes", 2)
+                client.closing = True
+            elif not client.allowed:
+                response = _refusal("only root and members of the group of this socket may ask", 5)
                 client.closing = True
             else:
                 client.received = rest
@@ -192,9 +208,16 @@ def _respond(line: bytes, handler: Handler) -> Result:
         request = json.loads(line)
     except (ValueError, RecursionError):
         return _refusal("a request is one JSON object on one line", 2)
-    if not isinstance(request, dict) or not isinstance(request.get("verb"), str):
+    if not isinstance(request, dict):
         return _refusal('a request is a JSON object with a "verb"', 2)
-    verb = request.pop("verb")
+    return respond(request, handler)
+
+
+def respond(request: dict[str, Any], handler: Handler) -> Result:
+    """Carry out a request and put what came of it into a response; never raises."""
+    verb = request.pop("verb", None)
+    if not isinstance(verb, str):
+        return _refusal('a request is a JSON object with a "verb"', 2)
     try:
         return {"ok": True, "result": handler(verb, request)}
     except SoftnlbError as error:
@@ -320,7 +343,7 @@ def find_hosts(target: str | None = None) -> list[Path]:
     cluster, host = parse_target(target or "")
     found = [path for path in hosts if cluster in ("", cluster_of(path))]
     if host:
-        found = [path for path in found if _is_host(path, host)]
+        found = [path for path in found if is_host(path, host)]
     if not found:
         raise SoftnlbError(f"{target} is not a host on this machine; here: {_names(hosts)}.")
     if len(found) > 1:
@@ -363,7 +386,8 @@ def parse_target(target: str) -> tuple[str, str]:
     return cluster, host
 
 
-def _is_host(path: Path, host: str) -> bool:
+def is_host(path: Path, host: str) -> bool:
+    """Whether the host of this socket has this id or dedicated IP address."""
     if host.isdecimal():
         return path.stem.endswith(f":{int(host)}")
     dedicated = str(call(path, "params").get("dedicated_ip_address", ""))

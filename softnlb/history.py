@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convergence.events import LogEvent, Severity
+from convergence.machine import Machine
 from softnlb import __version__
 
 FILE = "events.jsonl"
@@ -44,6 +45,7 @@ class History:
         self.events: deque[tuple[float, LogEvent]] = deque(maxlen=SHOWN_MAX)
         self._directory = directory
         self._host_id = host_id
+        self.phases_told = 0
         self._sequence = 0
         self._file: int | None = None
         self._lost = 0
@@ -73,6 +75,20 @@ class History:
             lost, self._lost = self._lost, 0
             text = f"Events are written to the disk again; {lost} are missing."
             self.tell(LogEvent("events-written-again", Severity.INFO, text, {"lost": lost}))
+
+    def tell_phases(self, machine: Machine) -> str | None:
+        """Write the phases that are new, which would be too much for the log; returns the newest
+        in one line."""
+        self.phases_told, lines = machine.history_since(self.phases_told)
+        for line in lines:
+            members: list[int] = list(line.members)
+            fields = {"phase": line.phase, "reason": line.reason, "members": members}
+            text = f"{line.phase}: {line.reason}."
+            self.write(LogEvent("phase", Severity.INFO, text, dict(fields)))
+        if not lines:
+            return None
+        known = ", ".join(map(str, lines[-1].members)) or "none"
+        return f"Host {self._host_id}: {lines[-1].phase}, members {known}"
 
     def _line(self, event: LogEvent) -> bytes:
         told: dict[str, Any] = {

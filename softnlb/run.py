@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from softnlb import privileges
+from softnlb import control_group, privileges
 from softnlb.agent import Agent
 from softnlb.config import ClusterConfig, ConfigError, load_in_child
 from softnlb.control import ControlServer, socket_path
@@ -63,7 +63,10 @@ def run(
         config = config or load_in_child(config_path)
         for warning in config.warnings:
             log.warning("%s", warning)
-        control = ControlServer(socket_path(config))
+        group = control_group.group_id(config.control_group)
+        if config.control_group is not None and group is None:
+            log.warning("There is no group %s: only root may command.", config.control_group)
+        control = ControlServer(socket_path(config), group_id=group)
         # Before anything else, for a thread keeps the privileges that it was started with.
         plane = data_plane if data_plane != "auto" else config.data_plane
         privileges.drop(ebpf=plane != "nfqueue")

@@ -43,9 +43,9 @@ class FakeAgent:
 
 
 @contextmanager
-def serving(path: Path, handler: Handler) -> Iterator[ControlServer]:
+def serving(path: Path, handler: Handler, group_id: int | None = None) -> Iterator[ControlServer]:
     """A ControlServer that a thread serves as an agent's loop would, until the block ends."""
-    server = ControlServer(path, handler)
+    server = ControlServer(path, handler, group_id)
     read_end, write_end = os.pipe()
 
     def loop() -> None:

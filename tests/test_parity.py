@@ -101,8 +101,8 @@ def test_every_option_of_a_file_is_nlbs_or_known_to_be_ours() -> None:
     """A new key is put into the table, or here."""
     ours = {
         "cluster.hash_seed",
-        "cluster.key_file",
         "cluster.authentication",
+        "host.control_group",
         "host.interface",
         "host.data_plane",
         "host.attach",

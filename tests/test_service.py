@@ -1,6 +1,8 @@
 """The agent as a service: what it may do, what it tells its manager, how it does without a disk."""
 
 import configparser
+import grp
+import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 
 from softnlb import privileges
 from softnlb.notify import Notifier
+from tests.fake_agent import serving
 from tests.netns import wait_for
 from tests.test_agent import Host, hosts  # noqa: F401
 from tests.test_tidy import ROOT
@@ -54,6 +57,40 @@ def test_only_the_needed_capabilities_are_left(
     host.wait_state("stopped")
     host.ask("start")
     host.wait_state("converged")
+
+
+def test_the_socket_belongs_to_a_group_and_others_are_refused(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or "0 0 4294967295" not in " ".join(
+        Path("/proc/self/uid_map").read_text().split()
+    ):
+        pytest.skip("only the machine's root can be other users")
+    path = tmp_path / "1.sock"
+    group = grp.getgrnam("nogroup").gr_gid
+    tmp_path.chmod(0o755)
+    for directory in (tmp_path.parent, tmp_path.parent.parent):
+        directory.chmod(0o755)
+
+    def ask(*identity: str) -> str:
+        code = (
+            "import socket\ns = socket.socket(socket.AF_UNIX)\n"
+            f"s.connect('{path}')\ns.sendall(b'{{\"verb\": \"x\"}}\\n')\n"
+            "print(s.makefile().readline())"
+        )
+        command = ["setpriv", *identity, "/usr/bin/python3", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.stdout or done.stderr
+
+    with serving(path, lambda verb, _: {"verb": verb}, group):
+        facts = path.stat()
+        assert (facts.st_gid, facts.st_mode & 0o777) == (group, 0o660)
+        nobody, daemon = "--reuid=65534", f"--groups={group}"
+        assert '"ok": true' in ask(nobody, "--regid=1", daemon)
+        assert '"ok": true' in ask(nobody, f"--regid={group}", "--clear-groups")
+        assert "PermissionError" in ask(nobody, "--regid=1", "--clear-groups")
+        # The mode of a file is easily changed; who asks is looked at besides.
+        path.chmod(0o666)
+        assert "only root and members" in ask(nobody, "--regid=1", "--clear-groups")
+        assert '"ok": true' in ask("--reuid=0", "--regid=0", "--clear-groups")
 
 
 @pytest.fixture

@@ -1,0 +1,254 @@
+"""Remote control: other hosts obey whoever has the cluster key, and nobody else."""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convergence.auth import Key, sign
+from softnlb.remote_frame import Datagram, Kind, RemoteError, decode, encode
+from tests.netns import Namespace, Segment, wait_for
+from tests.test_agent import VIP, Host, start_all
+
+SOFTNLB = Path(sys.executable).with_name("softnlb")
+SECRET = "5b" * 32
+KEY = Key(7, bytes.fromhex(SECRET))
+OTHER = Key(7, b"x" * 32)
+QUESTION = b"q" * 16
+ORDER = Datagram(Kind.ORDER, QUESTION, b"t" * 16, 0, {"verb": "stop"})
+
+
+def test_a_datagram_comes_back_as_it_was():
+    assert decode(encode(ORDER, KEY), (OTHER, KEY)[1:]) == ORDER
+
+
+@pytest.mark.parametrize(
+    ("data", "keys", "why"),
+    [
+        (encode(ORDER, KEY), (Key(8, KEY.secret),), "unknown-key"),
+        (encode(ORDER, KEY), (), "unknown-key"),
+        (encode(ORDER, KEY), (OTHER,), "wrong-key"),
+        (encode(ORDER, KEY)[:-1], (KEY,), "wrong-key"),
+        (encode(ORDER, KEY)[:40], (KEY,), "malformed"),
+        (b"", (KEY,), "malformed"),
+        (b"x" * 9000, (KEY,), "malformed"),
+        (sign(b"\xbf\x01\xde\xc0" + bytes(1492), KEY), (KEY,), "malformed"),
+    ],
+)
+def test_what_is_not_authentic_is_refused_with_the_reason(data, keys, why):
+    with pytest.raises(RemoteError) as refused:
+        decode(data, keys)
+    assert refused.value.why == why
+
+
+@given(place=st.integers(0, len(encode(ORDER, KEY)) - 1), bit=st.integers(0, 7))
+def test_no_bit_can_be_turned(place, bit):
+    data = bytearray(encode(ORDER, KEY))
+    data[place] ^= 1 << bit
+    with pytest.raises(RemoteError):
+        decode(bytes(data), (KEY,))
+
+
+def test_a_body_that_is_no_object_is_malformed():
+    for body in (b"[]", b"", b"\xff", b"[" * 4000):
+        data = encode(ORDER, KEY)[:44] + body
+        from softnlb.remote_frame import _mac
+
+        with pytest.raises(RemoteError, match="malformed"):
+            decode(data + _mac(data, KEY), (KEY,))
+
+
+# ---------------------------------------------------------------- three hosts
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Host], Namespace]]:
+    """Three hosts with remote control, converged, and a client in their subnet."""
+    directory = tmp_path_factory.mktemp("remote")
+    segment = Segment()
+    hosts = [Host(segment, host_id, directory) for host_id in (1, 2, 3)]
+    for host in hosts:
+        key = host.directory / "cluster.key"
+        key.write_text(f"7 {SECRET}")
+        key.chmod(0o600)
+        host.configure(cluster='key_file = "cluster.key"\nremote_control = true')
+    client = segment.node("client", "10.1.0.200/24")
+    try:
+        start_all(hosts)
+        yield hosts, client
+    finally:
+        for host in hosts:
+            host.end(9)
+        segment.close()
+
+
+def softnlb(host: Host, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SOFTNLB_RUN_DIR": str(host.socket.parent)}
+    command = [str(SOFTNLB), *words]
+    return host.node.call(
+        lambda: subprocess.run(command, env=environment, capture_output=True, text=True)
+    )
+
+
+def orders(host: Host) -> int:
+    return sum(event["name"] == "remote-order" for event in host.ask("display")["events"])
+
+
+def test_any_member_drains_and_starts_another_host(places):
+    hosts, _client = places
+    done = softnlb(hosts[0], "drainstop", f"{VIP}:3")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{VIP}:3: the host takes no new connections" in done.stdout
+    hosts[2].wait_state("stopped")
+    assert [host.state() for host in hosts[:2]] != ["stopped", "stopped"]
+    # A stopped host has no cluster IP address and is in nobody's view: it hears all the same.
+    started = softnlb(hosts[1], "start", f"{VIP}:10.1.0.3", "--json")
+    assert json.loads(started.stdout)["message"] == "the host joins the cluster"
+    hosts[2].wait_state("converged")
+    wait_for(lambda: hosts[0].ask("query")["members"] == [1, 2, 3])
+    assert orders(hosts[2]) == 2
+
+
+def test_a_cluster_alone_is_all_its_hosts(places):
+    hosts, _client = places
+    wait_for(lambda: all(host.state() == "converged" for host in hosts))
+    answers = json.loads(softnlb(hosts[1], "query", VIP, "--json").stdout)
+    assert [answer["host_id"] for answer in answers] == [1, 2, 3]
+    assert softnlb(hosts[1], "disable", "all:80", VIP).returncode == 0
+    wait_for(lambda: all(host.ask("maps")["buckets"] == 0 for host in hosts))
+    assert softnlb(hosts[1], "enable", "all:80", VIP).returncode == 0
+    wait_for(lambda: sum(host.ask("maps")["buckets"] for host in hosts) == 60)
+
+
+def test_what_a_host_refuses_comes_back_in_a_sentence(places):
+    hosts, _client = places
+    refused = softnlb(hosts[0], "drain", "all:81", f"{VIP}:2")
+    assert refused.returncode == 1
+    assert "no port rule" in refused.stderr
+    nobody = softnlb(hosts[0], "stop", f"{VIP}:9")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert "no answer within 3 s" in nobody.stderr
+
+
+class Asker:
+    """A client that speaks the protocol by hand."""
+
+    def __init__(self, client: Namespace) -> None:
+        self.socket = client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self.socket.settimeout(0.3)
+
+    def send(self, data: bytes, to: str = VIP) -> None:
+        self.socket.sendto(data, (to, 2504))
+
+    def heard(self) -> list[bytes]:
+        """All that comes until nothing comes any more."""
+        found = []
+        while True:
+            try:
+                found.append(self.socket.recv(9000))
+            except TimeoutError:
+                return found
+
+
+def test_the_cluster_ip_address_reaches_every_host_and_an_order_is_obeyed_once(places):
+    hosts, client = places
+    wait_for(lambda: all(host.state() == "converged" for host in hosts))
+    asker, question = Asker(client), secrets.token_bytes(16)
+    asker.send(encode(Datagram(Kind.HELLO, question, body={"cluster": VIP, "host": "all"}), KEY))
+    tickets = {one.host_id: one.ticket for one in (decode(d, (KEY,)) for d in asker.heard())}
+    assert sorted(tickets) == [1, 2, 3]
+    before = orders(hosts[1])
+    body = {"verb": "enable", "port": "all"}
+    order = encode(Datagram(Kind.ORDER, question, tickets[2], body=body), KEY)
+    for _ in range(3):
+        asker.send(order, "10.1.0.2")
+    answers = [decode(data, (KEY,)) for data in asker.heard()]
+    assert [(answer.host_id, answer.body["ok"]) for answer in answers] == [(2, True)] * 3
+    assert orders(hosts[1]) == before + 1
+    # Another sender, another question, a ticket that nobody gave: silence.
+    other = Asker(client)
+    other.send(order, "10.1.0.2")
+    forged = Datagram(Kind.ORDER, secrets.token_bytes(16), tickets[2], body={"verb": "stop"})
+    asker.send(encode(forged, KEY), "10.1.0.2")
+    assert other.heard() == asker.heard() == []
+    assert orders(hosts[1]) == before + 1
+    other.socket.close()
+    asker.socket.close()
+
+
+def test_an_answer_is_never_longer_than_what_anybody_could_have_asked_for_free(places):
+    """No amplification: a ticket is not longer than the HELLO that asks for it."""
+    hello = encode(Datagram(Kind.HELLO, QUESTION, body={"cluster": VIP, "host": "1"}), KEY)
+    ticket = encode(Datagram(Kind.TICKET, QUESTION, b"t" * 16, 1), KEY)
+    assert len(ticket) <= len(hello)
+
+
+def test_garbage_is_met_with_silence_and_a_wrong_key_is_told(places):
+    hosts, client = places
+    asker = Asker(client)
+    hello = Datagram(Kind.HELLO, QUESTION, body={"cluster": VIP, "host": "all"})
+    for data in (
+        b"",
+        b"x" * 1400,
+        encode(hello, KEY)[:-1] + b"x",
+        encode(Datagram(Kind.HELLO, QUESTION, body={"cluster": "10.9.9.9", "host": "all"}), KEY),
+        encode(Datagram(Kind.HELLO, QUESTION, body={"cluster": [], "host": {}}), KEY),
+        encode(Datagram(Kind.ANSWER, QUESTION, body={"ok": True}), KEY),
+        encode(ORDER, KEY),
+        encode(hello, OTHER),
+        encode(hello, Key(99, KEY.secret)),
+    ):
+        asker.send(data, "10.1.0.1")
+    assert asker.heard() == []
+    names = [event["name"] for event in hosts[0].ask("display")["events"]]
+    assert names.count("remote-control-refused") == 1  # once per source and minute
+    assert "Traceback" not in hosts[0].log()
+    asker.socket.close()
+
+
+def test_only_the_verbs_of_remote_control_are_obeyed(places):
+    _hosts, client = places
+    asker = Asker(client)
+    for verb in ("reload", "display", "params", "maps", "answer", None, {"a": 1}, "x" * 3000):
+        question = secrets.token_bytes(16)
+        hello = Datagram(Kind.HELLO, question, body={"cluster": VIP, "host": "1"})
+        asker.send(encode(hello, KEY), "10.1.0.1")
+        (ticket,) = (decode(data, (KEY,)) for data in asker.heard())
+        order = Datagram(Kind.ORDER, question, ticket.ticket, body={"verb": verb})
+        asker.send(encode(order, KEY), "10.1.0.1")
+        (answer,) = (decode(data, (KEY,)) for data in asker.heard())
+        assert answer.body["ok"] is False
+    asker.socket.close()
+
+
+def test_a_flood_costs_little_and_the_cluster_goes_on(places):
+    hosts, client = places
+    before = [host.ask("query")["convergence_count"] for host in hosts]
+    asker = Asker(client)
+    flood = encode(Datagram(Kind.HELLO, QUESTION, body={"cluster": VIP, "host": "all"}), OTHER)
+    for _ in range(20_000):
+        asker.send(flood)
+    assert [host.ask("query")["convergence_count"] for host in hosts] == before
+    wait_for(lambda: softnlb(hosts[0], "query", f"{VIP}:2").returncode == 0, timeout_s=10)
+    asker.socket.close()
+
+
+def test_without_a_key_there_is_no_remote_control(tmp_path):
+    file = tmp_path / "cluster.toml"
+    text = (
+        '[cluster]\nip_address = "10.1.0.100/24"\nremote_control = true\n'
+        '[host]\nid = 1\ninterface = "eth0"\ndedicated_ip_address = "10.1.0.1/24"\n'
+    )
+    file.write_text(text)
+    done = subprocess.run([SOFTNLB, "config", "check", file], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "remote_control" in done.stderr
+    assert "key_file" in done.stderr
