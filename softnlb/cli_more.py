@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from softnlb.cli_common import json_option, print_json
+from softnlb.cli_interchange import export, import_
 
 
 @click.command()
@@ -42,7 +43,11 @@ def agent(config_path: Path, data_plane: str, attach: str, force: bool) -> int:
 
 @click.group()
 def config() -> None:
-    """Check a configuration file."""
+    """Check a configuration file, or take one over from NLB and back."""
+
+
+config.add_command(import_)
+config.add_command(export)
 
 
 @config.command()

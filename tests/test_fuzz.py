@@ -11,7 +11,7 @@ from tests.fuzz.__main__ import NAMES
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import CORPUS, Target, close, seeds, targets
 
-EXAMPLES = {"heartbeat": 150, "control": 500, "config": 500, "key_file": 500}
+EXAMPLES = {"heartbeat": 150, "control": 500, "config": 500, "key_file": 500, "nlb": 500}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import select
 import socket
+import tomllib
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,7 +17,9 @@ from convergence.rules import PortRule, Protocol
 from softnlb import agent as agent_module
 from softnlb.agent import Agent
 from softnlb.config import ClusterConfig, ConfigError, load
+from softnlb.errors import UsageError
 from softnlb.key_file import read_keys
+from softnlb.nlb_import import as_toml, read
 from softnlb.planes import Choice
 from softnlb.serving import host_config, table_of
 
@@ -234,6 +237,16 @@ class KeyFile:
         assert all(32 <= len(key.secret) <= 64 for key in keys)
 
 
+def nlb(data: bytes) -> None:
+    """What NLB shows: a usage error, or text that is TOML."""
+    try:
+        found = read(data.decode(errors="replace"))
+    except UsageError:
+        return
+    tables = tomllib.loads(as_toml(found))
+    assert tables["cluster"]["ip_address"] is not None
+
+
 def targets(directory: Path, patch: pytest.MonkeyPatch) -> dict[str, Target]:
     """All of them, by the name of their corpus."""
     return {
@@ -241,6 +254,7 @@ def targets(directory: Path, patch: pytest.MonkeyPatch) -> dict[str, Target]:
         "control": Control(directory, patch),
         "config": ConfigFile(directory),
         "key_file": KeyFile(directory),
+        "nlb": nlb,
     }
 
 

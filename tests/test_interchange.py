@@ -1,0 +1,152 @@
+"""From NLB and to NLB: `softnlb config import` and `softnlb config export`."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from convergence.rules import Affinity, FilteringMode, Protocol
+from modes.plan import Mode
+from softnlb import nlb_show
+from softnlb.cli_more import config
+from softnlb.config import ClusterConfig, ConfigError, load
+from softnlb.errors import SoftnlbError, UsageError
+from softnlb.nlb_import import read
+from tests.test_nlb import DISPLAY
+
+SHOWN = Path(__file__).parent / "fuzz" / "corpus" / "nlb"
+FILE = """
+[cluster]
+ip_address = "10.1.0.100/24"
+additional_ip_addresses = ["10.1.0.101/24"]
+mode = "igmp"
+timers = "fast"
+hash_seed = 7
+[host]
+id = 2
+interface = "Bob's"
+dedicated_ip_address = "10.1.0.2/25"
+retain_suspended = true
+[[port_rule]]
+ports = "80"
+protocol = "tcp"
+load_weight = 30
+[[port_rule]]
+cluster_ip_address = "10.1.0.101"
+ports = "53-54"
+protocol = "udp"
+filtering_mode = "single"
+handling_priority = 4
+[[port_rule]]
+ports = "23"
+filtering_mode = "disabled"
+"""
+SCRIPT = """\
+$ErrorActionPreference = 'Stop'
+$interface = 'Bob''s'  # the name of the adapter in Windows
+New-NlbCluster -InterfaceName $interface -ClusterPrimaryIP 10.1.0.100 -SubnetMask 255.255.255.0 \
+-DedicatedIP 10.1.0.2 -DedicatedIPSubnetMask 255.255.255.128 -OperationMode IGMPMULTICAST -Force
+Add-NlbClusterVip -InterfaceName $interface -IP 10.1.0.101 -SubnetMask 255.255.255.0
+Set-NlbClusterNode -InterfaceName $interface -HostPriority 2 -InitialHostState Started \
+-RetainSuspended $true -Force
+Get-NlbClusterPortRule -InterfaceName $interface | Remove-NlbClusterPortRule -Force
+Add-NlbClusterPortRule -InterfaceName $interface -StartPort 80 -EndPort 80 -Protocol TCP \
+-Mode MULTIPLE -Affinity SINGLE
+Set-NlbClusterPortRuleNodeWeight -InterfaceName $interface -Port 80 -LoadWeight 30
+Add-NlbClusterPortRule -InterfaceName $interface -IP 10.1.0.101 -StartPort 53 -EndPort 54 \
+-Protocol UDP -Mode SINGLE
+Set-NlbClusterPortRuleNodeHandlingPriority -InterfaceName $interface -IP 10.1.0.101 -Port 53 \
+-HandlingPriority 4
+Add-NlbClusterPortRule -InterfaceName $interface -StartPort 23 -EndPort 23 -Protocol BOTH \
+-Mode DISABLED
+"""
+
+
+def run(*words: str) -> Result:
+    """``softnlb config WORDS``; what it refuses is raised."""
+    return CliRunner().invoke(config, words, catch_exceptions=False)
+
+
+def imported(tmp_path: Path, *words: str) -> ClusterConfig:
+    """The configuration that the import prints, read again."""
+    file = tmp_path / "cluster.toml"
+    file.write_text(run("import", *words).stdout)
+    return load(file)
+
+
+def test_the_text_of_nlb_display(tmp_path: Path) -> None:
+    found = imported(tmp_path, str(SHOWN / "display.txt"), "--interface", "ens3")
+    assert str(found.cluster_ip_addresses[0]) == "192.168.100.80/24"
+    assert (found.mode, found.host_id, found.interface) == (Mode.MULTICAST, 1, "ens3")
+    assert (found.initial_state, found.retain_suspended) == ("started", True)
+    web, tls, single = found.port_rules
+    assert (web.start_port, web.protocol, web.affinity) == (80, Protocol.TCP, Affinity.SINGLE)
+    assert (str(tls.cluster_ip_address), tls.affinity) == ("192.168.100.80", Affinity.NONE)
+    assert single.filtering_mode is FilteringMode.SINGLE_HOST
+    assert found.load_weights[:2] == (50, 30)
+    assert found.handling_priorities[2] == 1
+
+
+def test_what_our_own_nlb_display_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    nlb_show.display(DISPLAY)
+    found = read(capsys.readouterr().out)
+    assert found.cluster["ip_address"] == "10.1.0.100/24"
+    assert found.cluster["cluster_mac"] == "03-bf-0a-01-00-64"
+    assert (found.cluster["mode"], found.cluster["arp_for_vip"]) == ("multicast", False)
+    assert found.cluster["filter_icmp"] is True
+    assert "mask_source_mac" not in found.cluster, "as it is by itself"
+    assert found.host["dedicated_ip_address"] == "10.1.0.2/26"
+    assert [rule["filtering_mode"] for rule in found.rules] == ["multiple", "single", "disabled"]
+    assert found.rules[0]["load_weight"] == "equal"
+    assert found.rules[1] | {"cluster_ip_address": "10.1.0.101"} == found.rules[1]
+    assert found.unmapped == []
+
+
+def test_the_objects_of_powershell_of_the_host_that_is_named(tmp_path: Path) -> None:
+    source = str(SHOWN / "get.json")
+    second = imported(tmp_path, source, "--host", "web2")
+    assert (second.host_id, str(second.dedicated_ip_address)) == (2, "10.1.0.2/24")
+    assert (second.initial_state, second.mode) == ("stopped", Mode.IGMP)
+    assert [str(one.ip) for one in second.cluster_ip_addresses] == ["10.1.0.100", "10.1.0.101"]
+    assert imported(tmp_path, source, "--host", "1").digest == second.digest
+    with pytest.raises(UsageError, match="name one with --host: 1, 2"):
+        run("import", source)
+
+
+def test_what_has_no_equal_is_named_and_ends_the_import_when_asked() -> None:
+    source = str(SHOWN / "get.json")
+    told = run("import", source, "--host", "1")
+    for text in ("Timeout = 20: extended affinity", "9000-9000 = SCTP", "ClusterName"):
+        assert text in told.stderr
+        assert (
+            f"# not taken over: {next(x for x in told.stderr.splitlines() if text in x)[16:]}"
+            in (told.stdout)
+        )
+    told = run("import", source, "--host", "1", "--json")
+    assert "Timeout" in json.loads(told.stdout)["not_taken_over"][1]["name"]
+    with pytest.raises(SoftnlbError, match=r"Timeout = 20(.|\n)*BAD_PARAMS"):
+        run("import", source, "--host", "1", "--stop")
+
+
+def test_a_result_that_is_no_configuration_is_refused_by_key(tmp_path: Path) -> None:
+    source = tmp_path / "shown.txt"
+    source.write_text((SHOWN / "display.txt").read_text().replace("100.81", "100.999"))
+    with pytest.raises(ConfigError, match=r"host\.dedicated_ip_address"):
+        run("import", str(source))
+    source.write_text("Cluster 10.1.0.100\n")
+    with pytest.raises(UsageError, match="no cluster in it"):
+        run("import", str(source))
+    source.write_bytes((SHOWN / "display.txt").read_text().encode("utf-16"))
+    assert run("import", str(source)).stdout.count("[[port_rule]]") == 3
+
+
+def test_the_script_builds_the_same_cluster(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.toml"
+    file.write_text(FILE)
+    told = run("export", str(file))
+    comments = [line for line in told.stdout.splitlines() if line.startswith("#")]
+    code = [line for line in told.stdout.splitlines() if not line.startswith("#")]
+    assert "\n".join(code) + "\n" == SCRIPT
+    assert [line[2:] for line in comments[1:]] == told.stderr.splitlines()
+    assert "AliveMsgPeriod" in told.stderr and "hash_seed 7" in told.stderr
