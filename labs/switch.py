@@ -88,7 +88,7 @@ class PortFaults:
     partition: tuple[frozenset[str], frozenset[str]] | None = None
 
     def forget(self, port: str | None = None) -> None:
-        """Heal a port, or all of them and the partition."""
+        """Heal a port, and the partition that it is cut off by; or everything."""
         if port is None:
             self.mute.clear()
             self.deaf.clear()
@@ -96,6 +96,8 @@ class PortFaults:
             for losses in (self.loss, self.loss_from, self.loss_to):
                 losses.clear()
             return
+        if self.partition is not None and port in self.partition[0]:
+            self.partition = None
         self.mute.discard(port)
         self.deaf.discard(port)
         for losses in (self.loss, self.loss_from, self.loss_to):

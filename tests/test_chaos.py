@@ -7,6 +7,7 @@ import pytest
 
 from labs.chaos import FAULTS, PLANNED, Act, Played, judge, plan
 from labs.load import Connection, Held
+from labs.switch import PortFaults
 from labs.witness import Answered
 from tests.labs import lab
 
@@ -95,3 +96,11 @@ def test_some_chaos_keeps_the_guarantees() -> None:
     assert result["good"] is True
     assert sum(row["acts"] for row in result["acts"]) >= 2
     assert result["new_connections"] > 100
+
+
+def test_who_heals_a_node_ends_the_partition_that_cuts_it_off() -> None:
+    faults = PortFaults(partition=(frozenset(("host1",)), frozenset(("host2", "router"))))
+    faults.forget("host2")
+    assert faults.partition is not None
+    faults.forget("host1")
+    assert faults.partition is None

@@ -95,11 +95,12 @@ class Player:
             pause(act.hold_s)
             ask_agent(lab, node, "start", force=False)
         else:
-            # Drains until its clients are through, stops, and joins again.
-            ask_agent(lab, node, "drainstop", timeout_s=None)
+            # Drains until its clients are through, stops, and joins again.  The time-out is for
+            # connections whose client gave up while the cable was out: their end comes late.
+            ask_agent(lab, node, "drainstop", timeout_s=3 * LIFETIME_S)
             wait_until(
                 lambda: victim in host_ids(lab.status(), "stopped"),
-                4 * LIFETIME_S,
+                5 * LIFETIME_S,
                 f"{node} stopped after its last connection",
             )
             pause(act.hold_s)
