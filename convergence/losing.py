@@ -1,7 +1,7 @@
 """Losing members: the silent, the deaf, and one of two that cannot hear each other."""
 
 from convergence.events import ProbeHost, Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, address
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, CODE_TAG, address
 from convergence.peers import Peer
 from convergence.phases import change_view
 from convergence.rules import HOST_ID_MAX
@@ -23,15 +23,18 @@ def note_word(state: State, witness: Peer) -> None:
     Its word made their leases longer, so it counts even if the witness then leaves, dies or is
     restarted.  It takes its word back by dropping a member from its view: that one has let go.
     """
-    said = witness.statement
-    ages = witness.heartbeat.ages
+    # Done for every frame: no call that can be spared.
+    view = witness.statement.view
+    ages, tags = witness.heartbeat.ages, witness.heartbeat.tags
     name = (witness.host_id, witness.code)
     for peer in state.view.values():
-        if not said.view & peer.bit:
+        index = peer.index
+        if not view & peer.bit:
             peer.vouched.pop(name, None)
-        elif peer is not witness and witness.reports(peer.index, peer.tag):
-            heard_ms = witness.received_ms - ages[peer.index] * state.death_ms // AGE_UNITS
-            peer.vouched[name] = max(heard_ms, peer.vouched.get(name, NEVER))
+        elif ages[index] != AGE_NONE and tags[index] & CODE_TAG == peer.tag and peer is not witness:
+            heard_ms = witness.received_ms - ages[index] * state.death_ms // AGE_UNITS
+            if heard_ms > peer.vouched.get(name, NEVER):
+                peer.vouched[name] = heard_ms
 
 
 def judge(state: State) -> None:

@@ -127,6 +127,11 @@ class Machine:
         return reporting.host_state(self._state)
 
     @property
+    def phase(self) -> Phase:
+        """The phase of convergence alone, for the same caller."""
+        return self._state.phase
+
+    @property
     def rule_states(self) -> tuple[str, ...]:
         """Per slot: "enabled", "disabled" or "draining" on this host."""
         return tuple(rule.value for rule in self._state.rule_states)

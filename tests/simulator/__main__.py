@@ -54,13 +54,16 @@ def main() -> int:
     print(f"seeds from {first} to {first + arguments.seeds - 1}", flush=True)
     began = time.monotonic()
     results: list[Result] = []
-    with multiprocessing.Pool(arguments.jobs) as pool:
-        for result in pool.imap_unordered(run_seed, seeds, chunksize=1):
-            results.append(result)
-            for violation in result.violations:
-                print(f"{result.kind}, {result.hosts} hosts: {violation}")
-            if result.violations:
-                print(f"  replay: {result.replay_command}", flush=True)
+    try:
+        with multiprocessing.Pool(arguments.jobs) as pool:
+            for result in pool.imap_unordered(run_seed, seeds, chunksize=1):
+                results.append(result)
+                for violation in result.violations:
+                    print(f"{result.kind}, {result.hosts} hosts: {violation}")
+                if result.violations:
+                    print(f"  replay: {result.replay_command}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what follows is about the episodes that were done")
     print(table(sorted(results, key=lambda one: one.seed)))
     print(f"{len(results)} episodes in {time.monotonic() - began:.0f} s")
     failed = [one for one in results if one.violations]

@@ -156,10 +156,9 @@ def is_mute(world: World, name: int) -> bool:
 
 def is_member(host: Host) -> bool:
     """Up, and Converged at least once since its start: others go by what it says."""
-    if not host.up:
-        return False
-    status = host.machine.status(host.clock_ms)
-    return status.state is not HostState.STOPPED and status.phase != Phase.UNKNOWN.label
+    machine = host.machine
+    stopped = not host.up or machine.host_state is HostState.STOPPED
+    return not stopped and machine.phase is not Phase.UNKNOWN
 
 
 class NoHole(Checker):
