@@ -268,8 +268,9 @@ def test_bulk_measures_pairs_and_says_how_sure_it_is():
     result = bulk.measure(2, 0.2, "nfqueue")
     assert len(result["filter_gbit_s"]) == len(result["no_filter_gbit_s"]) == 2
     assert all(rate > 0.05 for rate in result["filter_gbit_s"])
-    low, high = result["interval_95"]
-    assert 0 < low <= result["median_ratio"] <= high
+    for prefix in ("", "cpu_"):
+        low, high = result[f"{prefix}interval_95"]
+        assert 0 < low <= result[f"{prefix}median_ratio"] <= high
 
 
 def test_open_connections_cost_the_data_plane_no_memory(cluster):

@@ -67,4 +67,6 @@ def _bulk(plane: str, name: str, seconds: float, pairs: int) -> list[Row]:
     result = bulk.measure(pairs, seconds, plane)
     row = measured(BULK, 1, name, "Gbit/s", result["filter_gbit_s"])
     row["beside"][PEERS[0]] = ratio(result["filter_gbit_s"], result["no_filter_gbit_s"])
+    by_cpu = ratio(result["filter_gbit_cpu_s"], result["no_filter_gbit_cpu_s"])
+    row["beside_cpu"] = {PEERS[0]: by_cpu}
     return [measured(BULK, 1, PEERS[0], "Gbit/s", result["no_filter_gbit_s"]), row]
