@@ -269,7 +269,7 @@ class Agent:
     def start(self, force: bool = False) -> None:
         """Join the cluster; on a draining host, end the drain."""
         if self.serving is None:
-            choice = choose(self.data_plane, self.attach, self.config.has_ipv6)
+            choice = choose(self.data_plane, self.attach)
             serving = Serving(self.config, choice.plane, self.directory)
             serving.start()
             self.serving, before, self.choice = serving, self.choice, choice

@@ -124,11 +124,6 @@ class ClusterConfig:
         return next(found, None)
 
     @property
-    def has_ipv6(self) -> bool:
-        """Whether any cluster IP address is an IPv6 one."""
-        return any(address.version == 6 for address in self.cluster_ip_addresses)
-
-    @property
     def probes_prove(self) -> bool:
         """Whether a host that does not answer ARP probes of its dedicated IP address is gone: not
         where all hosts have one MAC address, nor where the address is an IPv6 one."""

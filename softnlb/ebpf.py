@@ -38,8 +38,6 @@ class EbpfPlane:
     """
 
     name = "ebpf"
-    ipv6 = False
-    """Whether it filters IPv6; a cluster with an IPv6 address needs a plane that does."""
     sets_packet_type = True
 
     def __init__(self, attach: str = "auto") -> None:

@@ -4,7 +4,6 @@ The names are those of the C structures, which a test compares with these field 
 """
 
 import ctypes
-from ipaddress import IPv4Address
 from itertools import pairwise
 
 from convergence.rules import SLOTS_MAX, FilteringMode
@@ -14,6 +13,8 @@ from softnlb.packet import TCP, UDP
 
 CLUSTER_IP_ADDRESSES_MAX = 64
 PLACES = 128
+CLUSTER_IPV6_ADDRESSES_MAX = 16
+PLACES_IPV6 = 32
 PORT_TABLES_MAX = 2 * SLOTS_MAX
 PORT_PAGES_MAX = 1152
 REASONS = tuple(Reason)
@@ -42,6 +43,12 @@ class ClusterIpAddress(ctypes.Structure):
     )
 
 
+class ClusterIpv6Address(ctypes.Structure):
+    """struct cluster_ipv6_address."""
+
+    _fields_ = (("address", ctypes.c_uint8 * 16), ("ports", ClusterIpAddress))
+
+
 class Table(ctypes.Structure):
     """struct table."""
 
@@ -56,6 +63,7 @@ class Table(ctypes.Structure):
         ("cluster_mac", ctypes.c_uint8 * 6),
         ("interface_mac", ctypes.c_uint8 * 6),
         ("cluster", ClusterIpAddress * PLACES),
+        ("cluster6", ClusterIpv6Address * PLACES_IPV6),
         ("rules", Rule * SLOTS_MAX),
         ("port_pages", ctypes.c_uint16 * _PAGE * PORT_TABLES_MAX),
         ("page_slots", ctypes.c_uint8 * _PAGE * PORT_PAGES_MAX),
@@ -86,11 +94,13 @@ class Ports:
 
     def __init__(self, table: FilterTable) -> None:
         """Raises SoftnlbError when the cluster has more addresses than the program knows."""
-        addresses = [ip for ip in table.cluster_ip_addresses if isinstance(ip, IPv4Address)]
-        if len(addresses) > CLUSTER_IP_ADDRESSES_MAX:
+        addresses = table.cluster_ip_addresses
+        six = sum(ip.version == 6 for ip in addresses)
+        if len(addresses) > CLUSTER_IP_ADDRESSES_MAX or six > CLUSTER_IPV6_ADDRESSES_MAX:
             raise SoftnlbError(
-                f"{len(addresses)} cluster IP addresses, and the ebpf data plane knows "
-                f"{CLUSTER_IP_ADDRESSES_MAX} at most: use --data-plane nfqueue"
+                f"{len(addresses)} cluster IP addresses, {six} of them of IPv6, and the ebpf data "
+                f"plane knows {CLUSTER_IP_ADDRESSES_MAX} at most, {CLUSTER_IPV6_ADDRESSES_MAX} of "
+                "IPv6: use --data-plane nfqueue"
             )
         self.key = ports_key(table)
         self._pages: dict[bytes, int] = {}
@@ -110,20 +120,34 @@ class Ports:
 
     def write(self, into: Table) -> None:
         """Into a table that nobody obeys."""
-        for place in into.cluster:
+        for place in (*into.cluster, *(six.ports for six in into.cluster6)):
             place.address[:] = bytes(4)
         for address, tcp, udp in self.addresses:
-            at = address[2] + address[3]
-            while any(into.cluster[at % PLACES].address):
-                at += 1
-            place = into.cluster[at % PLACES]
-            place.address[:] = address
+            place = _place(into, address)
             place.tcp_ports = tcp
             place.udp_ports = udp
         for number, pages in enumerate(self._tables):
             into.port_pages[number][:] = pages
         for number, page in enumerate(self._pages):
             into.page_slots[number][:] = page
+
+
+def _place(into: Table, address: bytes) -> ClusterIpAddress:
+    """The free place of an address, taken; the program looks from the same place on."""
+    at = address[-2] + address[-1]
+    if len(address) == 4:
+        while any(into.cluster[at % PLACES].address):
+            at += 1
+        place: ClusterIpAddress = into.cluster[at % PLACES]
+        place.address[:] = address
+        return place
+    while any(into.cluster6[at % PLACES_IPV6].ports.address):
+        at += 1
+    six: ClusterIpv6Address = into.cluster6[at % PLACES_IPV6]
+    six.address[:] = address
+    six.ports.address[:] = bytes((1, 0, 0, 0))
+    ports: ClusterIpAddress = six.ports
+    return ports
 
 
 def ports_key(table: FilterTable) -> object:

@@ -18,9 +18,8 @@ class Choice(NamedTuple):
         return f"Data plane {self.plane.name}, {self.plane.attachment} ({self.reason})."
 
 
-def choose(wanted: str, attach: str = "auto", ipv6: bool = False) -> Choice:
+def choose(wanted: str, attach: str = "auto") -> Choice:
     """The data plane named ``auto``, ``nfqueue`` or ``ebpf``; ``attach`` is where ebpf hooks in.
-    ``ipv6``: whether the cluster has an IPv6 address.
 
     ``auto`` is ebpf where its program loads, else nfqueue.  Raises DataPlaneUnavailable with the
     reason; what only a trial on the interface can tell, the plane's ``attach`` does.
@@ -31,8 +30,6 @@ def choose(wanted: str, attach: str = "auto", ipv6: bool = False) -> Choice:
 
         plane = EbpfPlane(attach)
         try:
-            if ipv6 and not plane.ipv6:
-                raise DataPlaneUnavailable("the ebpf plane filters no IPv6: use nfqueue")
             plane.load()
         except DataPlaneUnavailable as error:
             if wanted == "ebpf":

@@ -19,12 +19,14 @@ from softnlb.packet import ARP, Flow, parse
 
 DIRECTORY = Path(__file__).parent / "packets"
 VIP, SECOND_VIP, HOST, CLIENT = "10.1.0.100", "10.1.0.101", "10.1.0.1", "10.1.0.201"
+VIP6, CLIENT6 = "2001:db8::100", "2001:db8::201"
 CLUSTER_MAC = bytes.fromhex("02bf0a010064")
 HOST_MAC = bytes.fromhex("02010a010064")
 CLIENT_MAC = bytes.fromhex("020000000201")
 FLAGS = {"F": 0x01, "S": 0x02, "R": 0x04, "P": 0x08, "A": 0x10, "U": 0x20}
 MACS = {"cluster": CLUSTER_MAC, "host": HOST_MAC, "broadcast": b"\xff" * 6}
-NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1, "ip": 4}
+NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1, "icmp6": 58, "ip": 4, "ip6": 41}
+EXTENSIONS = {"hopbyhop": 0, "routing": 43, "fragment": 44, "ah": 51, "destination": 60}
 MODES = {
     "multiple": FilteringMode.MULTIPLE_HOSTS,
     "single": FilteringMode.SINGLE_HOST,
@@ -122,27 +124,34 @@ def build(layers: Layers, ours: int = OURS) -> bytes:
         elif name == "ip":
             data = _ip(fields, inner, data)
             inner = "ip"
+        elif name == "ip6":
+            data = _ip6(fields, inner, data)
+            inner = "ip6"
+        elif name in EXTENSIONS:
+            data = _extension(name, fields, inner) + data
+            inner = name
         elif name == "arp":
             data = _arp(fields)
             inner = "arp"
         else:
             data = _transport(name, fields, data, source + destination, ours)
             inner = name
-    head = _ethernet(layers[0][1], "arp" if inner == "arp" else "ip")
+    head = _ethernet(layers[0][1], inner)
     return head + data[:cut] + bytes(pad)
 
 
 def _addresses(layers: Layers) -> tuple[bytes, bytes]:
     """Of the innermost IP header, as the checksum of the transport header wants them."""
-    fields = [fields for name, fields in layers if name == "ip"][-1:] or [{}]
-    ends = fields[0].get("src", CLIENT), fields[0].get("dst", VIP)
-    return IPv4Address(ends[0]).packed, IPv4Address(ends[1]).packed
+    found = [(name, fields) for name, fields in layers if name in ("ip", "ip6")][-1:]
+    name, fields = found[0] if found else ("ip", {})
+    client, vip = (CLIENT, VIP) if name == "ip" else (CLIENT6, VIP6)
+    return ip_address(fields.get("src", client)).packed, ip_address(fields.get("dst", vip)).packed
 
 
 def _ethernet(fields: Fields, inner: str) -> bytes:
     destination = fields.get("dst", "cluster")
     mac = MACS.get(destination) or bytes.fromhex(destination.replace(":", ""))
-    kind = number(fields, "type", 0x0806 if inner == "arp" else 0x0800)
+    kind = number(fields, "type", {"arp": 0x0806, "ip6": 0x86DD}.get(inner, 0x0800))
     tags = b"".join(
         struct.pack("!HH", 0x8100, int(tag)) for tag in fields.get("vlan", "").split(",") if tag
     )
@@ -175,6 +184,36 @@ def _ip(fields: Fields, inner: str, data: bytes) -> bytes:
     return head[:10] + checksum(head) + head[12:] + data
 
 
+def _next_header(fields: Fields, inner: str) -> int:
+    return number(fields, "next", {**NUMBERS, **EXTENSIONS}.get(inner, 59))
+
+
+def _ip6(fields: Fields, inner: str, data: bytes) -> bytes:
+    source, destination = (
+        ip_address(fields.get(end, default)).packed
+        for end, default in (("src", CLIENT6), ("dst", VIP6))
+    )
+    head = struct.pack(
+        "!IHBB",
+        number(fields, "version", 6) << 28,
+        number(fields, "len", len(data)) & 0xFFFF,
+        _next_header(fields, inner),
+        number(fields, "hops", 255),
+    )
+    return head + source + destination + data
+
+
+def _extension(name: str, fields: Fields, inner: str) -> bytes:
+    """``len``: the field itself; without it that of a header of 8 bytes."""
+    following = _next_header(fields, inner)
+    if name == "fragment":
+        offset = number(fields, "frag", 0) & 0xFFF8 | ("more" in fields)
+        return struct.pack("!BBHI", following, 0, offset, 1)
+    length = number(fields, "len", 0)
+    units = length + 2 if name == "ah" else (length + 1) * 2
+    return bytes((following, length)) + bytes(units * 4 - 2)
+
+
 def _arp(fields: Fields) -> bytes:
     target = IPv4Address(fields.get("target", VIP)).packed
     head = struct.pack("!HHBBH", 1, 0x0800, 6, 4, number(fields, "op", 1))
@@ -182,7 +221,7 @@ def _arp(fields: Fields) -> bytes:
 
 
 def _transport(name: str, fields: Fields, data: bytes, ends: bytes, ours: int) -> bytes:
-    if name == "icmp":
+    if name in ("icmp", "icmp6"):
         head = struct.pack("!BBHI", number(fields, "type", 8), number(fields, "code", 0), 0, 1)
         return head[:2] + checksum(head + data) + head[4:] + data
     ports = struct.pack("!HH", number(fields, "sport", 5000), number(fields, "dport", 80))
@@ -203,7 +242,7 @@ def _transport(name: str, fields: Fields, data: bytes, ends: bytes, ours: int) -
         0,
         0,
     )
-    pseudo = ends + struct.pack("!HH", 6, len(head) + len(data))
+    pseudo = ends + struct.pack("!II", len(head) + len(data), 6)
     return head[:16] + checksum(pseudo + head + data) + head[18:] + data
 
 
@@ -228,6 +267,8 @@ def flow_of(frame: bytes, interface: str = "eth0") -> Flow:
     rest, mac = frame[at:], frame[:6]
     if kind == 0x0800 and rest[:1] and rest[0] >> 4 == 4:
         return parse(rest, interface, mac, vlan)
+    if kind == 0x86DD and rest[:1] and rest[0] >> 4 == 6:
+        return parse(rest, interface, mac, vlan)
     if kind == 0x0806 and len(rest) >= 28 and rest[:6] == bytes.fromhex("000108000604"):
         return Flow(interface, mac, vlan, rest[14:18], rest[24:28], ARP)
     return Flow(interface, mac, vlan, b"", b"", 0)
@@ -244,7 +285,7 @@ def table_of(text: str, valid_until_ms: int) -> FilterTable:
     rules = rules or [PortRule(None, 80, 80)]
     current, orphan = buckets(given.get("mine", "all")), buckets(given.get("orphan", "none"))
     disabled = {int(value) for name, value in words if name == "disabled"}
-    addresses = (ip_address(VIP), ip_address(SECOND_VIP))
+    addresses = (ip_address(VIP), ip_address(SECOND_VIP), ip_address(VIP6))
     return FilterTable(
         interface="eth0",
         cluster_mac=CLUSTER_MAC,
@@ -272,7 +313,7 @@ def buckets(text: str) -> int:
 
 def _rule(text: str) -> PortRule:
     words = text.split("/")
-    address = ip_address(words.pop(0)) if "." in words[0] else None
+    address = ip_address(words.pop(0)) if set(".:") & set(words[0]) else None
     start, _, end = words[0].partition("-")
     protocol = Protocol[words[1].upper()]
     affinity = Affinity[words[3].upper()] if len(words) > 3 else Affinity.SINGLE
@@ -309,7 +350,7 @@ class FakeSockets:
 
 def ends(layers: Layers) -> tuple[tuple[str, int], tuple[str, int]]:
     """((client, port), (server, port)) of the outermost IP header and the layer in it."""
-    ip = next((fields for name, fields in layers if name == "ip"), {})
+    ip = next((fields for name, fields in layers if name in ("ip", "ip6")), {})
     inner = next((fields for name, fields in layers if name in ("tcp", "udp")), {})
     client = (ip.get("src", CLIENT), number(inner, "sport", 5000))
     return client, (ip.get("dst", VIP), number(inner, "dport", 80))

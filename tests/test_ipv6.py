@@ -29,6 +29,7 @@ timers = "fast"
 id = {host_id}
 interface = "eth0"
 dedicated_ip_address = "2001:db8::{host_id}/64"
+data_plane = "{plane}"
 [[port_rule]]
 ports = "80"
 affinity = "none"
@@ -39,10 +40,12 @@ MACS = {Mode.UNICAST: unicast_mac, Mode.MULTICAST: multicast_mac, Mode.IGMP: gro
 class Host6(Host):
     """A host with an IPv6 address, and a listener on port 80."""
 
-    def __init__(self, segment: Segment, host_id: int, directory: Path, mode: Mode) -> None:
+    def __init__(
+        self, segment: Segment, host_id: int, directory: Path, mode: Mode, plane: str
+    ) -> None:
         super().__init__(segment, host_id, directory)
         self.node.run(f"ip address add 2001:db8::{host_id}/64 dev eth0 nodad")
-        self.config.write_text(CONFIG.format(mode=mode, host_id=host_id))
+        self.config.write_text(CONFIG.format(mode=mode, plane=plane, host_id=host_id))
         self.socket = self.socket.with_name(f"{VIP6}:{host_id}.sock")
         self.listener = self.node.call(socket.socket, socket.AF_INET6, socket.SOCK_STREAM)
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -50,35 +53,49 @@ class Host6(Host):
         self.listener.listen(128)
         self.listener.setblocking(False)
         self.clients: list[tuple[str, int]] = []
+        self.connections: list[socket.socket] = []
 
     def accepted(self) -> list[tuple[str, int]]:
         """The clients that have come so far."""
         while select.select([self.listener], [], [], 0)[0]:
             connection, address = self.listener.accept()
-            connection.close()
+            self.connections.append(connection)
             self.clients.append(address[:2])
         return self.clients
 
 
-@pytest.fixture(params=list(Mode))
+def ebpf(mode: Mode) -> object:
+    """A mode with the plane that root alone may load."""
+    return pytest.param((mode, "ebpf"), marks=pytest.mark.bpf, id=f"{mode}-ebpf")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((Mode.UNICAST, "nfqueue"), id="unicast-nfqueue"),
+        pytest.param((Mode.IGMP, "nfqueue"), id="igmp-nfqueue"),
+        *map(ebpf, Mode),
+    ]
+)
 def cluster(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> Iterator[tuple[Mode, list[Host6], Namespace, Segment]]:
     """Two converged hosts and a client."""
     segment = Segment()
-    hosts = [Host6(segment, host_id, tmp_path, request.param) for host_id in (1, 2)]
+    mode, plane = request.param
+    hosts = [Host6(segment, host_id, tmp_path, mode, plane) for host_id in (1, 2)]
     client = segment.node("client", "10.1.0.200/24")
     client.run(f"ip address add {CLIENT6}/64 dev eth0 nodad")
     try:
         for host in hosts:
             host.start()
         for host in hosts:
-            wait_for(lambda: members(host) == [1, 2], timeout_s=10)  # noqa: B023
-        yield request.param, hosts, client, segment
+            wait_for(lambda: members(host) == [1, 2], timeout_s=30)  # noqa: B023
+        yield mode, hosts, client, segment
     finally:
         for host in hosts:
             host.end(signal.SIGKILL)
-            host.listener.close()
+            for opened in (host.listener, *host.connections):
+                opened.close()
         segment.close()
 
 
@@ -91,16 +108,24 @@ def members(host: Host6) -> list[int]:
     return list(answer["members"]) if answer["state"] == "converged" else []
 
 
-def connect(client: Namespace, count: int) -> set[tuple[str, int]]:
-    """So many connections, one after the other; who could not connect raises."""
-    made = set()
+def opened_by(client: Namespace, count: int) -> list[socket.socket]:
+    """So many connections, one after the other; who cannot connect raises."""
+    made = []
     for _ in range(count):
         opened = client.call(socket.socket, socket.AF_INET6, socket.SOCK_STREAM)
-        with opened:
-            opened.settimeout(5)
-            opened.connect((VIP6, 80))
-            made.add(opened.getsockname()[:2])
+        opened.settimeout(5)
+        opened.connect((VIP6, 80))
+        made.append(opened)
     return made
+
+
+def connect(client: Namespace, count: int) -> set[tuple[str, int]]:
+    """The client's ends of so many connections, which are closed again."""
+    made = opened_by(client, count)
+    ends = {opened.getsockname()[:2] for opened in made}
+    for opened in made:
+        opened.close()
+    return ends
 
 
 def test_each_connection_has_one_host_and_neighbours_learn_the_cluster_mac(cluster) -> None:
@@ -131,6 +156,9 @@ def test_each_connection_has_one_host_and_neighbours_learn_the_cluster_mac(clust
     assert hosts[0].accepted() == taken[0]
 
 
+@pytest.mark.parametrize(
+    "cluster", [(mode, "nfqueue") for mode in Mode], indirect=True, ids=lambda choice: choice[0]
+)
 def test_nothing_is_accepted_without_our_rules(cluster) -> None:
     _, hosts, client, _ = cluster
     connect(client, 1)
@@ -148,3 +176,25 @@ def test_nothing_is_accepted_without_our_rules(cluster) -> None:
         with pytest.raises(TimeoutError):
             opened.connect((VIP6, 80))
     assert [host.accepted() for host in hosts] == before
+
+
+def test_connections_stay_where_they_are_when_their_buckets_move(cluster) -> None:
+    _, hosts, client, _ = cluster
+    ours = {opened.getsockname()[:2]: opened for opened in opened_by(client, 20)}
+    wait_for(lambda: sum(len(host.accepted()) for host in hosts) == 20)
+    assert hosts[0].clients
+    hosts[0].ask("drain", cluster_ip_address="all", port=80)
+    wait_for(lambda: hosts[1].ask("maps")["buckets"] == 60)
+    for host in hosts:
+        for end, connection in zip(host.clients, host.connections, strict=True):
+            ours[end].sendall(b"ask")
+            connection.settimeout(5)
+            assert connection.recv(10) == b"ask"
+            connection.sendall(b"answer")
+            assert ours[end].recv(10) == b"answer"
+    before = len(hosts[0].clients)
+    connect(client, 5)
+    wait_for(lambda: sum(len(host.accepted()) for host in hosts) == 25)
+    assert len(hosts[0].clients) == before, "nothing new on the drained rule"
+    for opened in ours.values():
+        opened.close()

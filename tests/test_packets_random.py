@@ -5,7 +5,7 @@ The sockets are none; what sockets change is in the cases of tests/packets.
 
 import os
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,7 +22,7 @@ from convergence.rules import (
 from softnlb.filter import FilterRule, FilterTable, NoSockets, decide
 from softnlb.verdicts import now_ms
 from tests.netns import Segment
-from tests.packets import CLUSTER_MAC, HOST_MAC, build, flow_of
+from tests.packets import CLUSTER_MAC, EXTENSIONS, HOST_MAC, build, flow_of
 from tests.plane import inside
 from tests.programs import Runner, as_programs_say, runners
 
@@ -30,6 +30,7 @@ PACKETS_PER_TABLE = 40
 TABLES = int(os.environ.get("SOFTNLB_RANDOM_TABLES", "60"))
 """For a long run: SOFTNLB_RANDOM_TABLES=4000 is about 100,000 packets."""
 VIPS = tuple(IPv4Address("10.1.0.100") + number for number in range(4))
+VIPS6 = tuple(IPv6Address("2001:db8::100") + number for number in (0, 1, 32, 1 << 64))
 OTHERS = tuple(map(IPv4Address, ("10.1.0.1", "10.1.0.99", "10.1.0.104", "239.255.0.100")))
 
 maps = st.one_of(st.sampled_from((0, ALL_BUCKETS)), st.integers(0, ALL_BUCKETS))
@@ -40,7 +41,7 @@ ports = st.one_of(st.sampled_from((0, 79, 80, 81, 255, 256, 65535)), st.integers
 def port_rules(draw: st.DrawFn) -> PortRule:
     start, end = sorted((draw(ports), draw(ports)))
     return PortRule(
-        draw(st.sampled_from((None, *VIPS))),
+        draw(st.sampled_from((None, *VIPS, *VIPS6))),
         start,
         end,
         draw(st.sampled_from(Protocol)),
@@ -56,8 +57,8 @@ def tables(draw: st.DrawFn) -> FilterTable:
     return FilterTable(
         interface="eth0",
         cluster_mac=CLUSTER_MAC,
-        cluster_ip_addresses=draw(st.sampled_from((VIPS[:1], VIPS))),
-        local_ip_addresses=(*VIPS, OTHERS[0]),
+        cluster_ip_addresses=draw(st.sampled_from((VIPS[:1], VIPS, (*VIPS, *VIPS6), VIPS6))),
+        local_ip_addresses=(*VIPS, *VIPS6, OTHERS[0]),
         hash_seed=draw(st.integers(0, 0xFFFF_FFFF)),
         rules=tuple(FilterRule(rule, draw(maps), draw(maps), draw(enabled)) for rule in rules),
         valid_until_ms=draw(st.sampled_from((0, now_ms() + 3_600_000))),
@@ -86,6 +87,20 @@ ip_fields = fields(
     version=st.sampled_from(("4", "4", "4", "4", "5", "6")),
     proto=st.one_of(st.sampled_from(("1", "6", "17", "58")), numbers[8]),
 )
+ip6_fields = fields(
+    src=numbers[32].map(lambda number: str(IPv6Address("2001:db8::") + (int(number) << 40))),
+    dst=st.sampled_from(tuple(map(str, (*VIPS6, *VIPS6, VIPS6[0] + 7)))),
+    len=st.one_of(st.integers(0, 80).map(str), numbers[16]),
+    version=st.sampled_from(("6", "6", "6", "4", "5")),
+    next=st.one_of(st.sampled_from(("0", "6", "17", "43", "44", "51", "58", "60")), numbers[8]),
+)
+some_fields = fields(
+    len=st.one_of(st.sampled_from(("0", "1", "2")), numbers[8]),
+    next=st.one_of(st.sampled_from(("6", "17", "43", "44", "51", "58", "60")), numbers[8]),
+    frag=st.sampled_from(("0", "0", "8", "1480", "65528")),
+    more=st.just(""),
+)
+extensions = st.lists(st.tuples(st.sampled_from(tuple(EXTENSIONS)), some_fields), max_size=4)
 transports = st.one_of(
     st.tuples(
         st.just("tcp"),
@@ -98,7 +113,7 @@ transports = st.one_of(
         ),
     ),
     st.tuples(st.just("udp"), fields(sport=port_texts, dport=port_texts, len=numbers[16])),
-    st.tuples(st.just("icmp"), fields(type=numbers[8], code=numbers[8])),
+    st.tuples(st.sampled_from(("icmp", "icmp6")), fields(type=numbers[8], code=numbers[8])),
 )
 ethernet = fields(
     dst=st.sampled_from(("cluster", "cluster", "host", "broadcast")),
@@ -113,6 +128,11 @@ def frames(draw: st.DrawFn) -> bytes:
     layers = [("eth", draw(st.one_of(st.just({}), ethernet)))]
     if draw(st.integers(0, 19)) == 0:
         layers.append(("arp", draw(fields(target=st.sampled_from(tuple(map(str, VIPS + OTHERS)))))))
+    elif draw(st.booleans()):
+        regular = st.sampled_from(tuple(map(str, VIPS6))).map(lambda vip: {"dst": vip})
+        layers.append(("ip6", draw(st.one_of(regular, ip6_fields))))
+        layers += draw(st.one_of(st.just([]), extensions))
+        layers.append(draw(transports))
     else:
         regular = st.sampled_from(tuple(map(str, VIPS))).map(lambda vip: {"dst": vip})
         layers.append(("ip", draw(st.one_of(regular, ip_fields))))

@@ -79,13 +79,12 @@ static __always_inline void decide_owner(const struct table *table, const struct
 static __always_inline int decide_by_socket(void *ctx, void *end, const struct packet *p,
 					    struct decision *d, int *cookie)
 {
-	struct bpf_sock_tuple tuple;
+	struct bpf_sock_tuple tuple = {};
+	__u32 bytes = fill_tuple(&tuple, p), state;
 	struct bpf_sock *sk;
 	int decided = 1;
-	__u32 state;
 
-	fill_tuple(&tuple, p);
-	sk = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	sk = bpf_skc_lookup_tcp(ctx, &tuple, bytes, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return 0;
 	state = state_of(sk);
@@ -177,6 +176,33 @@ static __always_inline __u64 by_sockets(void *ctx, enum hook hook, const struct 
 			       : by_sockets_xdp(ctx, table, slot, p);
 }
 
+static __always_inline int is_icmp_error(const struct packet *p)
+{
+	__u8 type = p->icmp_type;
+
+	if (p->ipv6)
+		return p->protocol == IPPROTO_ICMP_V6 && type >= 1 && type <= 4;
+	return p->protocol == IPPROTO_ICMP && (type == 3 || type == 11 || type == 12);
+}
+
+static __always_inline int is_echo(const struct packet *p)
+{
+	__u8 type = p->icmp_type;
+
+	if (p->ipv6)
+		return p->protocol == IPPROTO_ICMP_V6 && (type == 128 || type == 129);
+	return p->protocol == IPPROTO_ICMP && (type == 0 || type == 8);
+}
+
+/* Multicast listener discovery, router and neighbour discovery. */
+static __always_inline int resolves_addresses(const struct packet *p)
+{
+	__u8 type = p->icmp_type;
+
+	return p->protocol == IPPROTO_ICMP_V6 && !p->malformed &&
+	       ((type >= 130 && type <= 137) || type == 143);
+}
+
 static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 				   const struct table *table, const struct packet *p,
 				   struct decision *d)
@@ -190,9 +216,12 @@ static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 		return conclude(d, UNTOUCHED, TAGGED);
 	if (kind == KIND_OTHER)
 		return conclude(d, UNTOUCHED, NOT_CLUSTER);
-	ip = find_cluster_ip(table, p->destination);
+	ip = kind == KIND_IPV6 ? find_cluster_ipv6(table, p->destination6)
+			       : find_cluster_ip(table, p->destination);
 	if (!ip)
 		return conclude(d, UNTOUCHED, NOT_CLUSTER);
+	if (kind == KIND_IPV6 && resolves_addresses(p))
+		return conclude(d, KEEP, ADDRESS_RESOLUTION);
 	if (!table->started)
 		return conclude(d, DROP, STOPPED);
 	if (kind == KIND_ARP)
@@ -203,14 +232,10 @@ static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 		return conclude(d, KEEP, FRAGMENT);
 	if (p->malformed)
 		return conclude(d, DROP, MALFORMED);
-	if (p->protocol == IPPROTO_ICMP) {
-		__u8 type = p->icmp_type;
-
-		if (type == 3 || type == 11 || type == 12)
-			return conclude(d, KEEP, ICMP_ERROR);
-		if ((type == 0 || type == 8) && !table->filter_icmp)
-			return conclude(d, KEEP, EVERY_HOST);
-	}
+	if (is_icmp_error(p))
+		return conclude(d, KEEP, ICMP_ERROR);
+	if (is_echo(p) && !table->filter_icmp)
+		return conclude(d, KEEP, EVERY_HOST);
 	if (p->protocol == IPPROTO_UDP &&
 	    bpf_ntohs(p->destination_port) == table->remote_control_port)
 		return conclude(d, KEEP, REMOTE_CONTROL);
@@ -247,7 +272,8 @@ static __always_inline int to_cluster_mac(const struct table *table, void *data,
 	return destination[0] == mac[0] && destination[1] == mac[1] && destination[2] == mac[2];
 }
 
-#define HEADERS_BYTES_MAX (ETH_HLEN + VLAN_TAGS_MAX * 4 + 60 + 20)
+/* IPv6 with a few extension headers is the longest. */
+#define HEADERS_BYTES_MAX (ETH_HLEN + VLAN_TAGS_MAX * 4 + 40 + 80 + 20)
 
 /* The headers may lie in pages behind the part of the frame that can be read. */
 static __always_inline void pull_headers(struct __sk_buff *skb)

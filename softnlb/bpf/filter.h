@@ -17,6 +17,9 @@
 
 #define CLUSTER_IP_ADDRESSES_MAX 64
 
+#define CLUSTER_IPV6_ADDRESSES_MAX 16
+#define PLACES_IPV6 32
+
 /* An address lies at the place that its last bytes name, or in the next free one; place_of(). */
 #define PLACES 128
 
@@ -75,6 +78,11 @@ struct cluster_ip_address {
 	__u16 udp_ports;
 };
 
+struct cluster_ipv6_address {
+	__be32 address[4];
+	struct cluster_ip_address ports; /* its ``address`` is 0 where the place is free */
+};
+
 struct table {
 	__u64 valid_until_ns; /* boot-time clock */
 	__u32 hash_seed;
@@ -86,6 +94,7 @@ struct table {
 	__u8 cluster_mac[6];
 	__u8 interface_mac[6]; /* what XDP writes over the cluster MAC */
 	struct cluster_ip_address cluster[PLACES]; /* 0.0.0.0: free */
+	struct cluster_ipv6_address cluster6[PLACES_IPV6];
 	struct rule rules[SLOTS_MAX];
 	/* Port -> slot in two loads, however many rules there are: the upper byte of the port leads to
 	 * a page, the lower byte to the slot in it.  Tables and addresses share equal pages. */
@@ -107,6 +116,7 @@ struct counters {
 
 _Static_assert(sizeof(struct rule) == 24, "rule");
 _Static_assert(sizeof(struct cluster_ip_address) == 8, "cluster_ip_address");
-_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 33 * 24 + 66 * 512 + 1152 * 256, "table");
+_Static_assert(sizeof(struct cluster_ipv6_address) == 24, "cluster_ipv6_address");
+_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 32 * 24 + 33 * 24 + 66 * 512 + 1152 * 256, "table");
 
 #endif

@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT
  *
  * Bytes of a frame -> struct packet: what softnlb/packet.py does, and the tests compare the two.
- *
- * IPv6 is one more parse function and one more case of ``kind``: nothing after parsing looks at
- * the frame again but the SYN cookie check.
+ * Nothing after parsing looks at the frame again but the SYN cookie check.
  */
 #ifndef SOFTNLB_PACKET_H
 #define SOFTNLB_PACKET_H
@@ -12,6 +10,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
@@ -28,8 +27,13 @@
 #define VLAN_TAGS_MAX 2
 #define VLAN_ID_MASK 0x0fff
 
+/* A longer chain is not followed, and the packet counts as malformed. */
+#define EXTENSIONS_MAX 8
+#define IPPROTO_ICMP_V6 58
+
 enum kind {
 	KIND_IPV4,
+	KIND_IPV6,
 	KIND_ARP,
 	KIND_OTHER,  /* nothing that could be for a cluster IP address */
 	KIND_TAGGED, /* of a VLAN */
@@ -39,16 +43,20 @@ enum kind {
 struct packet {
 	void *ip;        /* headers, still to be checked against the end */
 	void *transport;
-	__be32 source;
+	__be32 source; /* of IPv4 */
 	__be32 destination;
+	__be32 source6[4]; /* of IPv6 */
+	__be32 destination6[4];
 	__u32 acknowledgment;
 	__be16 source_port;
 	__be16 destination_port;
 	__u16 fragment_offset;
+	__u16 skipped; /* bytes of IPv6 extension headers */
 	__u8 protocol;
 	__u8 flags;
 	__u8 icmp_type;
 	__u8 malformed;
+	__u8 ipv6;
 };
 
 struct vlan_header {
@@ -117,7 +125,7 @@ static __always_inline enum kind parse_transport(void *end, __s32 room, struct p
 			return KIND_SHORT;
 		p->source_port = udp->source;
 		p->destination_port = udp->dest;
-	} else if (p->protocol == IPPROTO_ICMP) {
+	} else if (p->protocol == (p->ipv6 ? IPPROTO_ICMP_V6 : IPPROTO_ICMP)) {
 		struct icmp_header *icmp = at;
 
 		if (room < (__s32)sizeof(*icmp))
@@ -172,6 +180,100 @@ static __always_inline enum kind parse_ipv4(void *at, void *end, __u32 bytes,
 	return kind;
 }
 
+struct extension {
+	__u8 next;
+	__u8 length;     /* of most in units of 8 bytes, less the first */
+	__be16 fragment; /* of a fragment header: offset and more */
+};
+
+/* By protocol number, units of 0 where it is no extension header (RFC 8200 section 4): length in
+ * bytes = 8 + units x ``length``.  Looked up, because every branch here doubles the verifier's
+ * work. */
+static const volatile __u8 extension_units[256] = {
+	[IPPROTO_HOPOPTS] = 8, [IPPROTO_ROUTING] = 8, [IPPROTO_DSTOPTS] = 8, [IPPROTO_AH] = 4,
+	[IPPROTO_FRAGMENT] = 1,
+};
+static const volatile __u8 length_mask[256] = {
+	[IPPROTO_HOPOPTS] = 255, [IPPROTO_ROUTING] = 255, [IPPROTO_DSTOPTS] = 255,
+	[IPPROTO_AH] = 255,
+};
+static const volatile __u16 fragment_mask[256] = { [IPPROTO_FRAGMENT] = 0x1fff };
+
+#define SKIPPED_MASK 0x3fff
+
+/* Step over the extension headers; 0 where one is cut off.  ``at``: behind the IPv6 header. */
+static __always_inline int skip_extensions(void *at, void *end, __u32 in_frame, struct packet *p)
+{
+	__u32 skipped = 0, kind = p->protocol;
+	int i, whole = 0;
+
+	for (i = 0; i < EXTENSIONS_MAX; i++) {
+		struct extension *header = at + skipped;
+
+		if (!extension_units[kind & 0xff]) {
+			whole = 1;
+			break;
+		}
+		if (skipped + 8 > in_frame || (void *)(header + 1) > end)
+			break;
+		p->fragment_offset = bpf_ntohs(header->fragment) >> 3 & fragment_mask[kind & 0xff];
+		skipped += 8 + (header->length & length_mask[kind & 0xff]) *
+				       extension_units[kind & 0xff];
+		skipped &= SKIPPED_MASK;
+		kind = header->next;
+		if (p->fragment_offset) {
+			whole = 1;
+			break;
+		}
+	}
+	/* By bytes, so that the verifier forgets where each value came from, and what follows is
+	 * looked at once. */
+	*(volatile __u8 *)&p->protocol = kind;
+	((volatile __u8 *)&p->skipped)[0] = skipped;
+	((volatile __u8 *)&p->skipped)[1] = skipped >> 8;
+	return whole;
+}
+
+/* ``bytes`` and ``skb`` as for IPv4. */
+static __always_inline enum kind parse_ipv6(void *at, void *end, __u32 bytes,
+					    struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6hdr *ip = at;
+	__u32 total_bytes, in_frame, skipped;
+	__s32 room;
+	enum kind kind;
+
+	if (at + sizeof(*ip) > end)
+		return bytes >= sizeof(*ip) ? KIND_SHORT : KIND_OTHER;
+	if (ip->version != 6)
+		return KIND_OTHER;
+	total_bytes = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	if (!ip->payload_len && skb && skb->gso_segs > 1)
+		total_bytes = bytes;
+	p->ip = at;
+	p->ipv6 = 1;
+	__builtin_memcpy(p->source6, &ip->saddr, 16);
+	__builtin_memcpy(p->destination6, &ip->daddr, 16);
+	p->protocol = ip->nexthdr;
+	p->malformed = 1;
+	in_frame = bytes < total_bytes ? bytes : total_bytes;
+	if (!skip_extensions(at + sizeof(*ip), end, in_frame - sizeof(*ip), p) ||
+	    p->fragment_offset)
+		return KIND_IPV6;
+	skipped = *(volatile __u16 *)&p->skipped & SKIPPED_MASK;
+	p->transport = at + sizeof(*ip) + skipped;
+	room = (__s32)in_frame - (__s32)sizeof(*ip) - (__s32)skipped;
+	kind = parse_transport(end, room, p);
+	if (kind == KIND_IPV4 && p->protocol == IPPROTO_TCP && !p->malformed) {
+		struct tcphdr *tcp = p->transport;
+
+		if ((void *)(tcp + 1) > end ||
+		    sizeof(*ip) + skipped + tcp->doff * 4 > total_bytes)
+			p->malformed = 1;
+	}
+	return KIND_IPV6;
+}
+
 /* ``frame_bytes``: of the whole frame, of which only a part may lie before ``end``. */
 static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_bytes,
 					     struct __sk_buff *skb, struct packet *p)
@@ -201,6 +303,8 @@ static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_
 	frame_bytes -= at - data;
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return parse_ipv4(at, end, frame_bytes, skb, p);
+	if (ethertype == bpf_htons(ETH_P_IPV6))
+		return parse_ipv6(at, end, frame_bytes, skb, p);
 	if (ethertype == bpf_htons(ETH_P_ARP))
 		return parse_arp(at, end, frame_bytes, p);
 	return KIND_OTHER;
@@ -218,6 +322,7 @@ static __always_inline void read_plain(void *data, struct packet *p)
 	p->fragment_offset = 0;
 	p->icmp_type = 0;
 	p->malformed = 0;
+	p->ipv6 = 0;
 }
 
 /* Whether IPv4 comes in the plainest form there is, headers at hand, no tag, no options, no

@@ -62,22 +62,32 @@ enum hook {
 	HOOK_XDP,
 };
 
-static __always_inline void fill_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
+/* Fills the tuple; returns how much of it counts, in bytes.  The rest is 0: the verifier wants all
+ * of what might be read to have a value. */
+static __always_inline __u32 fill_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
 {
+	if (p->ipv6) {
+		__builtin_memcpy(tuple->ipv6.saddr, p->source6, 16);
+		__builtin_memcpy(tuple->ipv6.daddr, p->destination6, 16);
+		tuple->ipv6.sport = p->source_port;
+		tuple->ipv6.dport = p->destination_port;
+		return sizeof(tuple->ipv6);
+	}
 	tuple->ipv4.saddr = p->source;
 	tuple->ipv4.daddr = p->destination;
 	tuple->ipv4.sport = p->source_port;
 	tuple->ipv4.dport = p->destination_port;
+	return sizeof(tuple->ipv4);
 }
 
 static __always_inline int udp_connected(void *ctx, const struct packet *p)
 {
-	struct bpf_sock_tuple tuple;
+	struct bpf_sock_tuple tuple = {};
+	__u32 bytes = fill_tuple(&tuple, p);
 	struct bpf_sock *sk;
 	int connected;
 
-	fill_tuple(&tuple, p);
-	sk = bpf_sk_lookup_udp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	sk = bpf_sk_lookup_udp(ctx, &tuple, bytes, BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
 		return 0;
 	connected = sk->state == BPF_TCP_ESTABLISHED;
@@ -119,7 +129,15 @@ static __always_inline int carries_syn_cookie(struct bpf_sock *listener, const s
 
 	if ((p->flags & FLAGS_OPENING) != FLAG_ACK)
 		return 0;
-	if ((void *)(ip + 1) > end || (void *)(tcp + 1) > end)
+	if ((void *)(tcp + 1) > end)
+		return 0;
+	if (p->ipv6) {
+		struct ipv6hdr *ipv6 = p->ip;
+
+		return (void *)(ipv6 + 1) <= end &&
+		       !bpf_tcp_check_syncookie(listener, ipv6, sizeof(*ipv6), tcp, sizeof(*tcp));
+	}
+	if ((void *)(ip + 1) > end)
 		return 0;
 	return !bpf_tcp_check_syncookie(listener, ip, sizeof(*ip), tcp, sizeof(*tcp));
 }
@@ -131,23 +149,21 @@ static __always_inline int carries_syn_cookie(struct bpf_sock *listener, const s
 static __always_inline int conntracked(void *ctx, const struct packet *p, enum hook hook)
 {
 	struct conntrack_options options = { .netns_id = -1, .protocol = IPPROTO_TCP };
-	struct bpf_sock_tuple tuple;
+	struct bpf_sock_tuple tuple = {};
+	__u32 bytes = fill_tuple(&tuple, p);
 	struct nf_conn *found;
 	int known;
 
 	if (!bpf_ct_release)
 		return 0;
-	fill_tuple(&tuple, p);
 	if (hook == HOOK_TC) {
 		if (!bpf_skb_ct_lookup)
 			return 0;
-		found = bpf_skb_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &options,
-					  sizeof(options));
+		found = bpf_skb_ct_lookup(ctx, &tuple, bytes, &options, sizeof(options));
 	} else {
 		if (!bpf_xdp_ct_lookup)
 			return 0;
-		found = bpf_xdp_ct_lookup(ctx, &tuple, sizeof(tuple.ipv4), &options,
-					  sizeof(options));
+		found = bpf_xdp_ct_lookup(ctx, &tuple, bytes, &options, sizeof(options));
 	}
 	if (!found)
 		return 0;

@@ -44,6 +44,23 @@ static __always_inline const struct cluster_ip_address *find_cluster_ip(const st
 	return 0;
 }
 
+static __always_inline const struct cluster_ip_address *
+find_cluster_ipv6(const struct table *table, const __be32 *address)
+{
+	__u32 first = place_of(address[3]), i;
+
+	for (i = 0; i <= CLUSTER_IPV6_ADDRESSES_MAX; i++) {
+		const struct cluster_ipv6_address *ip = &table->cluster6[(first + i) % PLACES_IPV6];
+
+		if (!ip->ports.address)
+			return 0;
+		if (ip->address[3] == address[3] && ip->address[2] == address[2] &&
+		    ip->address[1] == address[1] && ip->address[0] == address[0])
+			return &ip->ports;
+	}
+	return 0;
+}
+
 /* Where it lies unless another address was there first. */
 static __always_inline const struct cluster_ip_address *
 first_place(const struct table *table, const struct packet *p)
@@ -71,11 +88,27 @@ static __always_inline __u32 slot_of(const struct table *table, const struct clu
 	return table->page_slots[page][port & 0xff];
 }
 
+static __always_inline __u32 bucket_of_ipv6_client(__u32 hash, const struct rule *rule,
+						   const struct packet *p)
+{
+	int network = rule->affinity == AFFINITY_NETWORK;
+
+	hash = murmur3_block(hash, p->source6[0]);
+	hash = murmur3_block(hash, p->source6[1]);
+	hash = murmur3_block(hash, network ? 0 : p->source6[2]);
+	hash = murmur3_block(hash, network ? 0 : p->source6[3]);
+	if (rule->affinity != AFFINITY_NONE)
+		return bucket_of(murmur3_finish(hash, 16));
+	return bucket_of(murmur3_finish(hash ^ murmur3_scramble(p->source_port), 18));
+}
+
 static __always_inline __u32 bucket_of_client(const struct table *table, const struct rule *rule,
 					      const struct packet *p)
 {
 	__u32 hash = table->hash_seed;
 
+	if (p->ipv6)
+		return bucket_of_ipv6_client(hash, rule, p);
 	if (rule->affinity == AFFINITY_NETWORK)
 		return bucket_of(murmur3_finish(
 			murmur3_block(hash, p->source & bpf_htonl(0xffffff00)), 4));
