@@ -11,7 +11,14 @@ from tests.fuzz.__main__ import NAMES
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import CORPUS, Target, close, seeds, targets
 
-EXAMPLES = {"heartbeat": 150, "control": 500, "config": 500, "key_file": 500, "nlb": 500}
+EXAMPLES = {
+    "heartbeat": 150,
+    "control": 300,
+    "remote": 300,
+    "config": 300,
+    "key_file": 200,
+    "nlb": 300,
+}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import CORPUS, close, seeds, targets
 
-NAMES = ("heartbeat", "control", "config", "key_file", "nlb")
+NAMES = ("heartbeat", "control", "remote", "config", "key_file", "nlb")
 
 
 def main() -> int:

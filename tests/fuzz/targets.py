@@ -1,26 +1,36 @@
 """What reads bytes from outside: functions that raise when a promise is not kept."""
 
+import hmac
 import json
 import select
 import socket
+import struct
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from convergence.auth import Authentication, Key, Keyring
 from convergence.events import Command, CommandReceived, FrameReceived, SendFrame, Tick
 from convergence.heartbeat import FRAME_BYTES
 from convergence.machine import HostConfig, Machine
 from convergence.rules import PortRule, Protocol
 from softnlb import agent as agent_module
+from softnlb import remote as remote_module
 from softnlb.agent import Agent
+from softnlb.answers import Answers
 from softnlb.config import ClusterConfig, ConfigError, load
 from softnlb.errors import UsageError
 from softnlb.key_file import read_keys
 from softnlb.nlb_import import as_toml, read
 from softnlb.planes import Choice
+from softnlb.remote import RemoteControl
+from softnlb.remote_frame import Datagram, Kind, decode, encode
 from softnlb.serving import host_config, table_of
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -192,6 +202,79 @@ def _send(client: socket.socket, data: bytes) -> int:
         return 0
 
 
+# ---------------------------------------------------------------- remote control
+
+KEY = Key(1, b"k" * 32)
+CLIENT = ("10.1.0.9", 40000)
+
+
+class _Wire:
+    """In place of a UDP socket: what comes, and what was sent."""
+
+    def __init__(self) -> None:
+        self.coming: list[bytes] = []
+        self.sent: list[bytes] = []
+
+    def recvmsg(self, *_: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, tuple[str, int]]:
+        if not self.coming:
+            raise BlockingIOError
+        to = struct.pack("@i4s4s", 1, bytes((10, 1, 0, 1)), bytes((10, 1, 0, 1)))
+        return self.coming.pop(0), [(socket.IPPROTO_IP, 8, to)], 0, CLIENT
+
+    def sendto(self, data: bytes, _: tuple[str, int]) -> None:
+        self.sent.append(data)
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+class Remote:
+    """The host's end of remote control, with the agent behind the control socket."""
+
+    def __init__(self, control: Control, patch: pytest.MonkeyPatch) -> None:
+        self.wire = _Wire()
+        here = {**vars(socket), "socket": lambda *_: self.wire}
+        patch.setattr(remote_module, "socket", SimpleNamespace(**here))
+        self.agent = control.agent
+        self.now_ms = 0
+        keyring = Keyring((KEY,), Authentication.ENFORCE)
+        config = replace(self.agent.config, keyring=keyring, remote_control_port=2504)
+        host = SimpleNamespace(config=config, now_ms=lambda: self.now_ms, tell=lambda _: None)
+        self.end = RemoteControl(cast(Agent, host), Answers(self.agent).answer)
+
+    def _answers(self, data: bytes) -> list[Datagram]:
+        self.now_ms += 1000
+        self.wire.coming.append(data)
+        self.wire.sent.clear()
+        self.end.handle()
+        return [decode(sent, (KEY,)) for sent in self.wire.sent]
+
+    def __call__(self, data: bytes) -> None:
+        """Silence to what is not authentic; an order that is gets a typed answer, once."""
+        self.agent.suspended = False
+        self.agent.start()
+        assert self._answers(data) == []
+        question = self.now_ms.to_bytes(16, "big")
+        hello = Datagram(Kind.HELLO, question, body={"cluster": "10.1.0.100", "host": "1"})
+        (ticket,) = self._answers(encode(hello, KEY))
+        header = encode(Datagram(Kind.ORDER, question, ticket.ticket), KEY)[:HEADER_BYTES]
+        answers = self._answers(_signed(header + data))
+        self._answers(_signed(data))
+        for one in answers:
+            body = one.body
+            typed = body["ok"] or (body["exit_code"] in EXIT_CODES and body["error"])
+            assert typed and "the agent failed" not in body.get("error", ""), body
+
+
+HEADER_BYTES = 44
+
+
+def _signed(covered: bytes) -> bytes:
+    """As somebody who has the key would send it."""
+    derived = hmac.digest(KEY.secret, b"softnlb remote control 1", "sha256")
+    return covered + hmac.digest(derived, covered, "sha256")
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -249,9 +332,11 @@ def nlb(data: bytes) -> None:
 
 def targets(directory: Path, patch: pytest.MonkeyPatch) -> dict[str, Target]:
     """All of them, by the name of their corpus."""
+    control = Control(directory, patch)
     return {
         "heartbeat": heartbeat,
-        "control": Control(directory, patch),
+        "control": control,
+        "remote": Remote(control, patch),
         "config": ConfigFile(directory),
         "key_file": KeyFile(directory),
         "nlb": nlb,
