@@ -172,6 +172,9 @@ def _parameters(found: Imported, values: dict[str, str]) -> None:
             key = name.replace("alivemsg", "alive_message_") + ("_ms" if "period" in name else "")
             found.cluster[key] = _number(found, name, value)
     _states(found, take("clustermodeonstart"), take("persistedstates"))
+    if _on(take("remotecontrolenabled")):
+        why = "wants a key here: set key_file and remote_control = true by hand"
+        found.lack("RemoteControlEnabled", "ENABLED", why)
     for name, value in known.values():
         if name.lower() not in ONLY_SHOWN and value.lower() not in ("", "-", "0.0.0.0", *OFF):
             found.lack(name, value)

@@ -86,6 +86,10 @@ def test_the_text_of_nlb_display(tmp_path: Path) -> None:
     assert single.filtering_mode is FilteringMode.SINGLE_HOST
     assert found.load_weights[:2] == (50, 30)
     assert found.handling_priorities[2] == 1
+    assert (
+        "RemoteControlEnabled = ENABLED: wants a key here"
+        in run("import", str(SHOWN / "display.txt")).stderr
+    )
 
 
 def test_what_our_own_nlb_display_shows(capsys: pytest.CaptureFixture[str]) -> None:
