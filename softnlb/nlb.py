@@ -2,19 +2,23 @@
 
     nlb COMMAND [VIP:PORT] [CLUSTER[:HOST] | all local | all global] [/LOCAL] [/PORT N] [/PASSW [P]]
 
-Whoever knows nlb.exe can type what they know; whoever learns it here can type it there.
+Whoever knows nlb.exe can type what they know; whoever learns it here can type it there.  Hosts on
+other computers obey the cluster key; a password is read and not needed.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from softnlb import nlb_show
+from softnlb.cli_common import ask
 from softnlb.control import Result, call, cluster_of, find_hosts, split_address
 from softnlb.errors import ReturnCode, SoftnlbError, UsageError
+from softnlb.remote_verbs import REMOTE_VERBS
 
 QUESTIONS = ("query", "display", "params", "queryport", "ip2mac", "help")
 ORDERS = ("start", "stop", "drainstop", "suspend", "resume", "reload")
@@ -41,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """A command line, read.  ``password`` None: none given; empty: to be asked for."""
+    """A command line, read.  ``password``: what was given, None for nothing."""
 
     command: str
     argument: str | None = None
@@ -170,16 +174,49 @@ def carry_out(request: Request) -> int:
         arguments = _rule_arguments(request)
     shown: Callable[[Result], None] = getattr(nlb_show, request.command, nlb_show.order)
     status, cluster = 0, None
-    for path in _local_hosts(request.target):
+    for path, answer in _answers(request, arguments):
         heading = cluster_of(path)
         nlb_show.cluster(heading if heading != cluster else None)
         cluster = heading
-        try:
-            shown(call(path, request.command, **arguments))
-        except SoftnlbError as error:
-            print(f"Host {path.stem.rpartition(':')[2]}: {error}")
-            status = status or error.exit_code
+        if isinstance(answer, SoftnlbError):
+            print(f"Host {path.stem.rpartition(':')[2]}: {answer}")
+            status = status or answer.exit_code
+        else:
+            shown(answer)
     return status
+
+
+def _answers(
+    request: Request, arguments: dict[str, Any]
+) -> Iterator[tuple[Path, Result | SoftnlbError]]:
+    """What each host answers, by its control socket (for a host elsewhere, what it would be)."""
+    target, command = request.target, request.command
+    for cluster, hosts in groupby(_clusters(target), key=cluster_of):
+        here = list(hosts)
+        if target.everywhere and command in REMOTE_VERBS and _remote_port(here[0], request.port):
+            try:
+                whom = f"[{cluster}]{f':{target.host}' if target.host else ''}"
+                for path, result in ask(whom, command, **arguments):
+                    refused = SoftnlbError(str(result["error"])) if "error" in result else None
+                    yield path, refused or result
+            except SoftnlbError as error:
+                yield here[0].with_name(f"{cluster}:{target.host or 'all'}.sock"), error
+            continue
+        if target.host is not None:
+            here = find_hosts(f"[{cluster}]:{target.host}")
+        for path in here:
+            try:
+                yield path, call(path, command, **arguments)
+            except SoftnlbError as error:
+                yield path, error
+
+
+def _remote_port(path: Path, port: int) -> bool:
+    """Whether the hosts of this cluster obey each other's computers; on the port that was given."""
+    listening = call(path, "params").get("remote_control_port")
+    if listening and port not in (REMOTE_CONTROL_PORT, listening):
+        raise UsageError(f"/PORT {port}: remote control of this cluster is on port {listening}.")
+    return bool(listening)
 
 
 def _ip_address(text: str) -> Any:
@@ -189,10 +226,9 @@ def _ip_address(text: str) -> Any:
         raise UsageError(f"{text!r} is no IP address, expected one as in 10.1.0.100.") from error
 
 
-def _local_hosts(target: Target) -> list[Path]:
+def _clusters(target: Target) -> list[Path]:
+    """The hosts here of the clusters that are meant."""
     hosts = find_hosts("all")
-    if target.cluster is not None and target.host is not None:
-        return find_hosts(f"[{target.cluster}]:{target.host}")
     if target.cluster is not None:
         hosts = [path for path in hosts if cluster_of(path) == target.cluster]
     if not hosts:

@@ -77,7 +77,7 @@ def help_text(command: str | None) -> None:
     for name, arguments in commands.items():
         print(f"  {name} {arguments}\n      {MEANINGS[name]}")
     print("  /LOCAL  ask the hosts of this computer only")
-    print("  /PASSW  password of remote control; asked for when it is left out")
+    print("  /PASSW  accepted and not needed: remote control takes the cluster key")
     print("  /PORT   UDP port of remote control, 2504 unless given")
 
 

@@ -132,7 +132,7 @@ def start_all(hosts: list[Host]) -> None:
             host.state() == "converged" and host.ask("query")["members"] == wanted for host in hosts
         )
 
-    wait_for(one_cluster, timeout_s=10)
+    wait_for(one_cluster, timeout_s=30)
 
 
 def test_query_has_exactly_the_documented_keys(hosts: list[Host]) -> None:

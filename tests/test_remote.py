@@ -102,6 +102,29 @@ def orders(host: Host) -> int:
     return sum(event["name"] == "remote-order" for event in host.ask("display")["events"])
 
 
+def nlb(host: Host, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SOFTNLB_RUN_DIR": str(host.socket.parent)}
+    command = [str(SOFTNLB.with_name("nlb")), *words]
+    return host.node.call(
+        lambda: subprocess.run(command, env=environment, capture_output=True, text=True)
+    )
+
+
+def test_nlb_reaches_one_host_all_of_a_cluster_or_only_those_here(places):
+    hosts, _client = places
+    one = nlb(hosts[0], "query", f"{VIP}:2")
+    assert "Host 2 has converged. Members of the cluster:\n1, 2, 3" in one.stdout, one.stderr
+    for words in (("query", VIP), ("query", "all", "global", "/PASSW", "secret")):
+        every = nlb(hosts[0], *words)
+        assert every.stdout.count("Members of the cluster:") == 3, every.stdout + every.stderr
+        assert every.stdout.count(f"Cluster {VIP}") == 1
+    for words in (("query",), ("query", VIP, "/LOCAL"), ("query", "all", "global", "/LOCAL")):
+        assert nlb(hosts[0], *words).stdout.count("Members of the cluster:") == 1
+    nobody = nlb(hosts[0], "query", f"{VIP}:7")
+    assert (nobody.returncode, "Host 7:" in nobody.stdout) == (1, True)
+    assert nlb(hosts[0], "query", VIP, "/PORT", "99").returncode == 2
+
+
 def test_any_member_drains_and_starts_another_host(places):
     hosts, _client = places
     done = softnlb(hosts[0], "drainstop", f"{VIP}:3")
