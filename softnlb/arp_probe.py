@@ -1,8 +1,11 @@
 """Asks whether the kernel of a silent host still answers: three ARP probes, 100 ms apart.
 
-A dead agent must not cost the connections that its kernel still serves.
+A dead agent must not cost the connections that its kernel still serves.  Nor must a host that was
+cut off: it would find everybody gone, and reset their connections the moment its cable is back.  So
+silence proves something only where anything else was received meanwhile.
 """
 
+import os
 import socket
 
 from convergence.events import HostProbed, ProbeHost
@@ -10,6 +13,8 @@ from modes import arp
 
 PROBES = 3
 INTERVAL_MS = 100
+AGAIN_MS = 1000
+"""Until the next three, when nothing at all was received."""
 
 _FRAMES_PER_CALL = 64
 
@@ -24,17 +29,21 @@ class ArpProbe:
         self._interface = interface
         self._answered = False
         self._sent = 0
+        self._received = 0
+        self._hearing = False
         self._deadline_ms = now_ms
         self._socket = socket.socket(
             socket.AF_PACKET,
             socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
             0,
         )
+        # Of the network namespace that the socket is in, wherever it is read.
+        self._counters = os.open("/proc/thread-self/net/dev", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._socket.bind((interface, arp.ETHERTYPE))
             self._mac: bytes = self._socket.getsockname()[4]
         except BaseException:
-            self._socket.close()
+            self.close()
             raise
         self.advance(now_ms)
 
@@ -65,7 +74,14 @@ class ArpProbe:
         if now_ms < self._deadline_ms:
             return None
         if self._sent == PROBES:
-            return True
+            if self._hearing:
+                return True
+            self._sent, self._deadline_ms = 0, now_ms + AGAIN_MS
+            return None
+        # Between the first and the last of them, so that the last one could have been answered.
+        received = self._frames_received()
+        self._hearing = self._sent > 0 and (self._hearing or received != self._received)
+        self._received = received
         self._sent += 1
         self._deadline_ms = now_ms + INTERVAL_MS
         try:
@@ -81,6 +97,17 @@ class ArpProbe:
     def close(self) -> None:
         """No error when called twice."""
         self._socket.close()
+        if self._counters >= 0:
+            os.close(self._counters)
+            self._counters = -1
+
+    def _frames_received(self) -> int:
+        """By the interface, of whatever kind, since it came up; 0 when it is gone."""
+        for line in os.pread(self._counters, 1 << 16, 0).decode().splitlines():
+            name, _, numbers = line.partition(":")
+            if name.strip() == self._interface:
+                return int(numbers.split()[1])
+        return 0
 
 
 class Probes:

@@ -509,11 +509,36 @@ def test_three_probes_100_ms_apart_prove_a_host_gone(pair: Cluster) -> None:
     pair.start()
     with Sniffer(pair.client) as sniffer:
         asked = probe(pair, "10.1.0.9")
+        pair.client.run("ip neigh add 10.1.0.1 lladdr ff:ff:ff:ff:ff:ff dev eth0")
+        knock(pair.client, "10.1.0.1")
         verdicts = [asked.advance(now_ms) for now_ms in range(0, 400, 10)]
         assert verdicts.index(True) * 10 == PROBES * INTERVAL_MS
         assert verdicts[:30] == [None] * 30
         arp = socket.htons(0x0806).to_bytes(2, sys.byteorder)
         wait_for(lambda: len([f for f in sniffer.read() if f[12:14] == arp]) == PROBES)
+    asked.close()
+
+
+def knock(node: Namespace, address: str) -> None:
+    """One datagram that needs no answer."""
+    with node.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+        sender.sendto(b".", (address, 9))
+
+
+def test_silence_proves_nothing_to_a_host_that_receives_nothing(pair: Cluster) -> None:
+    pair.start()
+    asked = probe(pair, "10.1.0.9")
+    assert [asked.advance(now_ms) for now_ms in range(0, 1300, 10)] == [None] * 130
+    pair.client.run("ip neigh add 10.1.0.1 lladdr ff:ff:ff:ff:ff:ff dev eth0")
+    # Heard before the first or after the last of the three: the last one may have met nobody.
+    knock(pair.client, "10.1.0.1")
+    assert asked.advance(1300) is None
+    assert [asked.advance(now_ms) for now_ms in (1400, 1500)] == [None] * 2
+    knock(pair.client, "10.1.0.1")
+    assert asked.advance(1600) is None
+    assert asked.advance(2600) is None
+    knock(pair.client, "10.1.0.1")
+    assert [asked.advance(now_ms) for now_ms in (2700, 2800, 2900)] == [None, None, True]
     asked.close()
 
 
