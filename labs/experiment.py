@@ -1,5 +1,6 @@
 """What the experiments share: a lab to work in, tasks in it, waiting, tables."""
 
+import contextlib
 import functools
 import os
 import select
@@ -66,8 +67,10 @@ def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
     lab = LabHandle(spec.name)
     try:
         yield lab
-        _keep_events(lab)
     finally:
+        # What went wrong is in there, too.
+        with contextlib.suppress(SoftnlbError):
+            _keep_events(lab)
         lab.down()
 
 
