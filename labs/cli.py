@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from labs.cli_export import export
 from labs.cli_watch import capture, report
+from labs.course.cli import COMMANDS
 from modes.plan import Mode
 from softnlb.cli_common import json_option, print_json
 
@@ -27,6 +28,7 @@ def lab() -> None:
     softnlb lab exec client1 -- curl -s http://10.1.0.100/
     softnlb lab fault kill host2                break something
     softnlb lab run flooding                    an experiment with a table
+    softnlb lab start 1                         the course, lab 1 of 12
     softnlb lab down                            all of it is gone
 
     Exit status: 0 ok, 1 failed or refused, 2 usage, 3 no such lab running, 5 this machine lacks
@@ -266,25 +268,6 @@ def fault(name: str, as_json: bool, fault: str, arguments: tuple[str, ...]) -> N
         click.echo(message)
 
 
-@lab.command(name="list")
-@verb
-def list_labs(name: str, as_json: bool) -> None:
-    """The labs that are running."""
-    from labs.handle import LabHandle
-    from labs.state import running_labs
-
-    facts = [LabHandle(running).ask("nodes")["spec"] for running in running_labs()]
-    if as_json:
-        print_json({"labs": facts})
-        return
-    for spec in facts:
-        click.echo(
-            f"{spec['name']}: {spec['hosts']} hosts, {spec['mode']}, {spec['switch']} switch"
-        )
-    if not facts:
-        click.echo("no lab is running")
-
-
 @lab.command()
 @click.option("--all", "everything", is_flag=True, help="Every lab of this user.")
 @verb
@@ -350,9 +333,8 @@ class Runs(click.Group):
         return command
 
 
-lab.add_command(capture)
-lab.add_command(export)
-lab.add_command(report)
+for _command in (capture, export, report, *COMMANDS):
+    lab.add_command(_command)
 lab.add_command(
     Runs(
         name="run",

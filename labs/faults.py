@@ -8,7 +8,7 @@ from collections.abc import Callable
 from labs.lab import Lab
 from labs.node import run_tool
 from labs.plan import INTERFACE
-from labs.switch import querier_lines, snooping_line
+from labs.switch import querier_line, snooping_line
 from modes.mac import unicast_mac
 from modes.plan import Mode
 from softnlb.errors import SoftnlbError, UsageError
@@ -203,7 +203,7 @@ def querier(lab: Lab, arguments: list[str]) -> str:
     bridges = [bridge for bridge, kind in lab.personalities.items() if kind != "dumb"]
     if not bridges:
         raise SoftnlbError("the switch does not snoop, so it has no querier: snooping on first")
-    lab.switch_ports([line for bridge in bridges for line in querier_lines(bridge, on)])
+    lab.switch_ports([querier_line(bridge, on) for bridge in bridges])
     _switched(lab, "querier", arguments[0], on)
     return f"the IGMP querier is {arguments[0]}"
 
@@ -293,15 +293,20 @@ FAULTS: dict[str, Callable[[Lab, list[str]], str]] = {
 }
 
 
-def inject(lab: Lab, fault: str, arguments: list[str]) -> str:
-    """Carry out a fault by name; returns one sentence.  Raises UsageError for an unknown one."""
+def inject(lab: Lab, fault: str, arguments: list[str], secret: bool = False) -> str:
+    """Carry out a fault by name; returns one sentence.  Raises UsageError for an unknown one.
+
+    ``secret``: neither status nor event log tells which, until somebody carries out another one.
+    """
     if fault not in FAULTS:
         raise UsageError(f"{fault} is not a fault: {', '.join(FAULTS)}")
     lab.reap()
-    lab.secret = False
     began_s = time.monotonic()
     message = FAULTS[fault](lab, arguments)
-    if lab.log is not None:
+    lab.secret = secret
+    if lab.log is not None and secret:
+        lab.log.add("fault", began_s, fault="hidden", arguments=[], message="find it", took_s=0)
+    elif lab.log is not None:
         took_s = round(time.monotonic() - began_s, 4)
         facts = {"arguments": arguments, "message": message, "took_s": took_s}
         lab.log.add("fault", began_s, fault=fault, **facts)

@@ -57,6 +57,10 @@ class LabHandle:
         """Inject a fault; returns one sentence."""
         return str(self.ask("fault", fault=fault, arguments=list(arguments))["message"])
 
+    def break_secretly(self, fault: str, *arguments: str) -> None:
+        """Inject a fault that a student shall find: status and log do not name it."""
+        self.ask("fault", fault=fault, arguments=list(arguments), secret=True)
+
     def node_pid(self, name: str) -> int:
         """Pid on this machine of the process that holds a node.  Raises SoftnlbError."""
         facts = self.ask("nodes")

@@ -270,10 +270,13 @@ class Lab:
     # ------------------------------------------------------------ what it looks like
 
     def await_convergence(self, abandoned: Callable[[], bool]) -> None:
-        """Return when every host is converged with all others.  Raises SoftnlbError."""
+        """Return when every host that starts by itself is converged with the others.
+
+        Raises SoftnlbError.
+        """
         deadline = time.monotonic() + CONVERGE_TIMEOUT_S
-        everybody = [self.plan[name].host_id for name in self.hosts()]
-        waiting = self.hosts()
+        waiting = [name for name in self.hosts() if self.plan[name].starts]
+        everybody = [self.plan[name].host_id for name in waiting]
         while waiting:
             name = waiting[0]
             self.reap()

@@ -10,7 +10,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from labs.lab_schema import MODELS, LabFile, LabTable
+from labs.lab_schema import MODELS, CourseTable, LabFile, LabTable, StepTable
 from labs.plan import config_tables, gateway
 from labs.topology import HOSTS_MAX, Document, LabSpec, usual_document
 from modes.plan import Mode
@@ -87,7 +87,18 @@ def _read(raw: dict[str, Any], complaints: list[Complaint]) -> Document:
             # What a host's own file has defaults for is left to that file.
             kept = good.keys() if name != "host" else ("id", "name", "switch", "address")
             document[name][number - 1] = {key: good.get(key) for key in kept} | table
+    if "course" in raw:
+        complaints += _check_lesson(raw)
     return document
+
+
+def _check_lesson(raw: dict[str, Any]) -> Iterator[Complaint]:
+    """[course] and [[step]]: what makes a lab file a lesson."""
+    for number, table in enumerate(raw.get("step", []), 1):
+        for complaint in read_table(StepTable, table, f"step[{number}]")[1]:
+            yield complaint[:3]
+    for complaint in read_table(CourseTable, raw["course"], "course")[1]:
+        yield complaint[:3]
 
 
 def _fill_in(document: Document, raw: dict[str, Any], complaints: list[Complaint]) -> None:
@@ -99,7 +110,11 @@ def _fill_in(document: Document, raw: dict[str, Any], complaints: list[Complaint
         primary = IPv4Interface(str(cluster["ip_address"]))
     except (KeyError, ValueError):
         # The hosts' own files say what is wrong with it.
-        complaints += _check_hosts({**document, "host": [_any_host()]}, raw)
+        if ":" in str(cluster.get("ip_address")):
+            address = shown(cluster["ip_address"])
+            complaints.append(("cluster.ip_address", address, "an IPv4 address in a lab file"))
+        else:
+            complaints += _check_hosts({**document, "host": [_any_host()]}, raw)
         return
     count = document["lab"].pop("hosts")
     if count is not None and hosts:

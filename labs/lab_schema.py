@@ -7,9 +7,10 @@ description completes the sentence "expected ...".
 
 import re
 from ipaddress import IPv4Interface, IPv4Network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from typing_extensions import TypedDict
 
 from softnlb.config import AttachChoice, DataPlaneChoice
 from softnlb.config_schema import TABLE, WITH_PREFIX, ClusterTable, HostTable, PortRuleTable
@@ -76,6 +77,12 @@ class SwitchTable(BaseModel):
         default="dumb",
         description='"dumb" (floods multicasts), "linux" (snoops by IP group) or '
         '"mac" (snoops by MAC address, as most hardware does)',
+    )
+    query_interval_s: int | None = Field(
+        default=None,
+        ge=1,
+        le=125,
+        description="a whole number from 1 to 125 (default: 125; memberships last four times it)",
     )
 
 
@@ -175,6 +182,52 @@ def _host_table() -> type[BaseModel]:
 LabHostTable = _host_table()
 
 
+class LessonText(TypedDict):
+    """What a lab of the course says in one language."""
+
+    title: str
+    story: str
+
+
+class StepText(TypedDict):
+    """What a step says: {vip}, {faulty} and the like stand for the student's own."""
+
+    predict: str
+    choices: list[str]
+    observe: str
+    explain: str
+    wrong: str
+    todo: NotRequired[str]
+    hints: list[str]
+
+
+TEXTS = "a table with "
+
+
+class CourseTable(BaseModel):
+    """[course]: makes a lab file a lesson."""
+
+    model_config = TABLE
+
+    en: LessonText = Field(description=TEXTS + "title and story")
+    de: LessonText = Field(description=TEXTS + "title and story")
+
+
+class StepTable(BaseModel):
+    """[[step]]: predict, run, observe, explain, check."""
+
+    model_config = TABLE
+
+    id: str = Field(description="a name that no other step has")
+    check: str = Field(description="the name of a check")
+    facts: dict[str, Any] = Field(default_factory=dict, description="parameters of the check")
+    run: list[str] = Field(description="a list of commands")
+    broken: list[str] = Field(default_factory=list, description="a list of faults")
+    guess: int = Field(ge=0, description="the number of the choice that comes true, from 0")
+    en: StepText = Field(description=TEXTS + ", ".join(StepText.__annotations__))
+    de: StepText = Field(description=TEXTS + ", ".join(StepText.__annotations__))
+
+
 class LabFile(BaseModel):
     """A softnlb lab file."""
 
@@ -190,6 +243,8 @@ class LabFile(BaseModel):
     bystander: list[BystanderTable] = Field(default_factory=list)
     host: list[LabHostTable] = Field(default_factory=list)  # type: ignore[valid-type]
     service: list[ServiceTable] = Field(default_factory=list)
+    course: CourseTable | None = None
+    step: list[StepTable] = Field(default_factory=list)
 
 
 MODELS: dict[str, type[BaseModel]] = {

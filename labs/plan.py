@@ -62,6 +62,8 @@ class Node:
     rules: str = ""
     services: tuple[tuple[str, int], ...] = ()
     config: str = ""
+    starts: bool = True
+    """Whether its agent joins the cluster by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Switch:
     name: str
     personality: str
     bridge: str
+    query_interval_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,12 @@ class Plan:
 def build(document: Document) -> Plan:
     """The plan of a checked lab file."""
     switches = tuple(
-        Switch(table["name"], table["personality"], f"br{number}")
+        Switch(
+            table["name"],
+            table["personality"],
+            f"br{number}",
+            table.get("query_interval_s") or 0,
+        )
         for number, table in enumerate(document["switch"])
     )
     bridges = {switch.name: switch.bridge for switch in switches}
@@ -213,6 +221,7 @@ def _leaf(
         cluster_ip_address=_primary(document) if host else None,
         services=_services(document, name) if host else (),
         config=config_toml(document, table) if host else "",
+        starts=table.get("initial_state", "started") == "started",
     )
 
 

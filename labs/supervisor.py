@@ -167,7 +167,11 @@ def _answer(lab: Lab, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"supervisor_pid": lab.proc.own_pid()}
     if verb == "fault":
         words = [str(word) for word in arguments.get("arguments", [])]
-        return {"message": inject(lab, str(arguments.get("fault")), words)}
+        return {
+            "message": inject(
+                lab, str(arguments.get("fault")), words, bool(arguments.get("secret"))
+            )
+        }
     raise UsageError(f"{verb} is not something that a lab can do")
 
 

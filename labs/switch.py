@@ -19,9 +19,12 @@ def bridge_lines(switch: Switch) -> list[str]:
     this switch would not learn its port before the next query.
     """
     snooping = int(switch.personality != "dumb")
+    every = 100 * switch.query_interval_s
+    often = f" mcast_query_interval {every} mcast_startup_query_interval {every}" if every else ""
+    often += f" mcast_membership_interval {4 * every}" if every else ""
     return [
         f"link add {switch.bridge} type bridge stp_state 0 mcast_snooping {snooping}"
-        f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {snooping}",
+        f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {snooping}{often}",
         f"link set {switch.bridge} up",
     ]
 
@@ -58,17 +61,12 @@ def snooping_line(bridge: str, on: bool) -> str:
     return f"link set {bridge} type bridge mcast_snooping {int(on)} mcast_querier {int(on)}"
 
 
-def querier_lines(bridge: str, on: bool) -> list[str]:
-    """Lines for ``ip -batch`` that switch the querier alone.
+def querier_line(bridge: str, on: bool) -> str:
+    """A line for ``ip -batch`` that switches the querier alone.
 
-    Without one nobody asks the hosts, and what the switch knows runs out: after 4 s here, after
-    260 s by the standard, which is too long for a lesson.
+    Without one nobody asks the hosts, and what the switch knows runs out.
     """
-    interval = 26000 if on else 400
-    return [
-        f"link set {bridge} type bridge mcast_querier {int(on)} "
-        f"mcast_membership_interval {interval}"
-    ]
+    return f"link set {bridge} type bridge mcast_querier {int(on)}"
 
 
 @dataclass(slots=True)
