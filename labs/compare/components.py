@@ -111,7 +111,7 @@ def keepalived(lab: LabHandle, node: str, address: str, number: int, advert_s: f
     shell(lab, node, "rm -f /run/keepalived.log")
     task = start(lab, node, command.split(), {"/run/keepalived.conf": text})
     taking_part = "until grep -q Entering /run/keepalived.log; do sleep 0.05; done"
-    lab.output(node, ["timeout", "15", "sh", "-c", taking_part])
+    lab.output(node, ["timeout", "40", "sh", "-c", taking_part])
     return task
 
 
