@@ -85,12 +85,14 @@ class Judgement:
     """What the acts did, against the guarantees.
 
     ``twice``: (record, the act it fell into or None), but for the two periods after the end of a
-    split, ``twice_in_merges``; ``broken_unexplained`` and ``failed_unexplained``: what no act
+    split, ``twice_in_merges``; connections of others may break when the halves of a partition
+    meet, ``broken_in_merges``; ``broken_unexplained`` and ``failed_unexplained``: what no act
     accounts for.
     """
 
     twice: list[tuple[Answered, Played | None]] = field(default_factory=list)
     twice_in_merges: int = 0
+    broken_in_merges: int = 0
     broken_by_planned: list[tuple[Held, Played]] = field(default_factory=list)
     broken_unexplained: list[tuple[Held, Played | None]] = field(default_factory=list)
     failed_unexplained: list[Connection] = field(default_factory=list)
@@ -166,7 +168,10 @@ def _judge_broken(
             judgement.broken[kind] = judgement.broken.get(kind, 0) + 1
             return
     act = near[-1] if near else None
-    if act is not None and act.act.kind in PLANNED:
+    if act is not None and act.act.kind == "partition" and act.began_s + act.act.hold_s <= broken_s:
+        # The halves knew nothing of each other's connections until they had heard each other.
+        judgement.broken_in_merges += 1
+    elif act is not None and act.act.kind in PLANNED:
         judgement.broken_by_planned.append((held, act))
     else:
         judgement.broken_unexplained.append((held, act))

@@ -53,6 +53,10 @@ def good(
         ("agent-kill", 2, 11.0, False),
         ("drainstop", 2, 11.0, False),
         ("weight", 2, 11.0, False),
+        # The halves of a partition meet; a single host that was cut off knows better.
+        ("partition", 3, 11.0, False),
+        ("partition", 3, 12.1, True),
+        ("deaf", 3, 12.1, False),
     ],
 )
 def test_only_victims_may_lose_connections(

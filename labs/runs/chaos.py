@@ -180,6 +180,7 @@ def verdicts(
         "failed_unexplained": len(judgement.failed_unexplained),
         "long_connections": len(result.held),
         "broken_by_planned": [_broken(*pair) for pair in judgement.broken_by_planned],
+        "broken_when_halves_met": judgement.broken_in_merges,
         "broken_unexplained": [_broken(*pair) for pair in judgement.broken_unexplained],
         "connections_watched": len(records),
         "answered_by_two_hosts": [_twice(*pair) for pair in judgement.twice],
