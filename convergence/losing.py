@@ -152,11 +152,16 @@ def _hears_as_member(state: State, witness: Peer, host_id: int) -> bool:
 
 
 def _is_broken(state: State, host_id: int) -> bool:
-    """I have not heard it for T x P, or it says that it has not heard me for as long."""
+    """I have not heard it for T x P, or it says that it has not heard me for as long.
+
+    A host that I hear and that hears nobody is deaf, and no end of a pair: everybody drops it.
+    """
     peer = state.heard.primary.get(host_id)
     if peer is None or state.now_ms - peer.received_ms >= state.death_ms:
         return True
-    return peer.counts and not peer.reports(state.index, state.tag)
+    if not peer.counts or peer.reports(state.index, state.tag):
+        return False
+    return any(age != AGE_NONE for age in peer.heartbeat.ages)
 
 
 def _forget_silent(state: State) -> None:
