@@ -206,6 +206,8 @@ def set_keyring(state: State, event: CommandReceived) -> None:
             signed = f"heartbeats signed with this key {key.id}" if key else "unsigned heartbeats"
             raise CommandError(f"host {peer.host_id} does not accept {signed} yet: reload it first")
     state.config = replace(state.config, keyring=keyring)
+    # The next step at a member may wait for what this host accepts now.
+    state.changed()
     signing = keyring.signing_key
     accepted = [key.id for key in keyring.keys]
     signs = f"signed with key {signing.id}" if signing else "unsigned"
