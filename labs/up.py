@@ -25,9 +25,10 @@ def start_lab(spec: LabSpec, stage: Callable[[str, int], None] = lambda text, ms
         )
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "labs.supervisor", json.dumps(spec.to_json()), str(write_end)]
-    with os.fdopen(read_end, "rb") as reports:
-        # A session of its own: neither Ctrl-C nor the end of the terminal reaches the lab.
-        starter = subprocess.Popen(
+    # A session of its own: neither Ctrl-C nor the end of the terminal reaches the lab.
+    with (
+        os.fdopen(read_end, "rb") as reports,
+        subprocess.Popen(
             command,
             cwd=Path(__file__).resolve().parent.parent,
             stdin=subprocess.DEVNULL,
@@ -35,27 +36,19 @@ def start_lab(spec: LabSpec, stage: Callable[[str, int], None] = lambda text, ms
             stderr=subprocess.PIPE,
             pass_fds=(write_end,),
             start_new_session=True,
-        )
+        ) as starter,
+    ):
         os.close(write_end)
         for line in reports:
             message = json.loads(line)
             if "stage" in message:
                 stage(message["stage"], message["ms"])
             elif "ready" in message:
-                starter.wait()
-                _close(starter)
                 return message["ready"]
             else:
-                starter.wait()
-                _close(starter)
                 raise _error(message["error"], message["exit_code"])
-    _, trouble = starter.communicate()
+        _, trouble = starter.communicate()
     raise SoftnlbError(f"the supervisor ended before the lab was up: {trouble.decode().strip()}")
-
-
-def _close(starter: "subprocess.Popen[bytes]") -> None:
-    if starter.stderr is not None:
-        starter.stderr.close()
 
 
 def _error(sentence: str, exit_code: int) -> SoftnlbError:
