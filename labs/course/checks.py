@@ -186,6 +186,8 @@ def buckets(lab: LabHandle, values: Values) -> Facts:
     ready = ready and all(status["faults"].get(fault) for fault in values.get("faults", []))
     if "nobody" in values.get("faults_absent", []):
         ready = ready and not any(status["faults"].values())
+    # Until then the hosts say "converged" of what was before.
+    ready = ready and count == values.get("settled", count)
     shown = ", ".join(f"{name} {host['buckets']}" for name, host in hosts.items())
     return Facts([str(count)], ready=ready, seen={"owned": shown, "states": states})
 
