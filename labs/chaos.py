@@ -168,7 +168,11 @@ def _judge_broken(
             judgement.broken[kind] = judgement.broken.get(kind, 0) + 1
             return
     act = near[-1] if near else None
-    if act is not None and act.act.kind == "partition" and act.began_s + act.act.hold_s <= broken_s:
+    if (
+        act is not None
+        and act.act.kind == "partition"
+        and act.began_s + act.act.hold_s <= broken_s <= act.converged_s + slack_s
+    ):
         # The halves knew nothing of each other's connections until they had heard each other.
         judgement.broken_in_merges += 1
     elif act is not None and act.act.kind in PLANNED:

@@ -56,6 +56,7 @@ def good(
         # The halves of a partition meet; a single host that was cut off knows better.
         ("partition", 3, 11.0, False),
         ("partition", 3, 12.1, True),
+        ("partition", 3, 14.0, False),
         ("deaf", 3, 12.1, False),
     ],
 )
