@@ -29,7 +29,7 @@ demo: setup
 
 test:
 	@sh .ci/setup test
-	@$(VENV)/python -m pytest
+	@$(VENV)/python -m pytest --numprocesses 2 --dist loadfile
 
 check:
 	@sh .ci/setup test

@@ -21,8 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before any thread exists; where user namespaces are forbidden the error says so."""
     # A shell that starts this in the background has Ctrl-C ignored, and every child inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not ORDINARY_USER:
-        return
+    if not ORDINARY_USER or config.getoption("numprocesses", None):
+        return  # with several processes, each of them is asked once more
     # Root's own directories in /tmp would be looked for under the same names.
     private = tempfile.mkdtemp(prefix="softnlb-tests-")
     config.add_cleanup(lambda: shutil.rmtree(private, ignore_errors=True))

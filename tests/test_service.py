@@ -6,7 +6,9 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,16 +61,23 @@ def test_only_the_needed_capabilities_are_left(
     host.wait_state("converged")
 
 
-def test_the_socket_belongs_to_a_group_and_others_are_refused(tmp_path: Path) -> None:
+@contextmanager
+def everybodys_directory() -> Iterator[Path]:
+    """Where other users reach a socket by its own mode alone, unlike in pytest's directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_the_socket_belongs_to_a_group_and_others_are_refused() -> None:
     if os.geteuid() != 0 or "0 0 4294967295" not in " ".join(
         Path("/proc/self/uid_map").read_text().split()
     ):
         pytest.skip("only the machine's root can be other users")
-    path = tmp_path / "1.sock"
     group = grp.getgrnam("nogroup").gr_gid
-    tmp_path.chmod(0o755)
-    for directory in (tmp_path.parent, tmp_path.parent.parent):
-        directory.chmod(0o755)
+
+    def echo(verb: str, _: object) -> dict[str, str]:
+        return {"verb": verb}
 
     def ask(*identity: str) -> str:
         code = (
@@ -80,7 +89,8 @@ def test_the_socket_belongs_to_a_group_and_others_are_refused(tmp_path: Path) ->
         done = subprocess.run(command, capture_output=True, text=True)
         return done.stdout or done.stderr
 
-    with serving(path, lambda verb, _: {"verb": verb}, group):
+    with everybodys_directory() as directory, serving(directory / "1.sock", echo, group):
+        path = directory / "1.sock"
         facts = path.stat()
         assert (facts.st_gid, facts.st_mode & 0o777) == (group, 0o660)
         nobody, daemon = "--reuid=65534", f"--groups={group}"
