@@ -84,6 +84,7 @@ def verb(function: Verb) -> Verb:
     show_default=True,
     help="Client affinity of the lab's one port rule.",
 )
+@click.option("--ipv6", is_flag=True, help="Every address of the lab is IPv6.")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @verb
 @click.pass_context
@@ -146,7 +147,7 @@ def _own_lab(context: click.Context, file: Path, name: str) -> "LabSpec":
     def given(option: str) -> bool:
         return context.get_parameter_source(option) == ParameterSource.COMMANDLINE
 
-    for option in ("hosts", "mode", "timers", "data_plane", "attach", "switch", "affinity"):
+    for option in ("hosts", "mode", "timers", "data_plane", "attach", "switch", "affinity", "ipv6"):
         if given(option):
             raise UsageError(f"--{option.replace('_', '-')} goes into {file}")
     spec = load(file)

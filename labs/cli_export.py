@@ -39,7 +39,10 @@ def containerlab(
         addresses = tuple(IPv4Address(machine) for machine in machines)
     except ValueError as error:
         raise UsageError(f"--machine: {error}") from error
-    document = (lab_file.load(file) if file else LabSpec()).complete_document()
+    spec = lab_file.load(file) if file else LabSpec()
+    if spec.cluster_ip_address.version == 6:
+        raise UsageError(f"{file}: only labs with IPv4 addresses are exported to containerlab")
+    document = spec.complete_document()
     written = [str(path) for path in write(document, directory, addresses)]
     if as_json:
         print_json({"written": written})

@@ -7,8 +7,8 @@ flight at that moment the comment may be some milliseconds off.
 """
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface, ip_address
-from typing import TYPE_CHECKING
+from ipaddress import ip_address, ip_interface
+from typing import TYPE_CHECKING, NamedTuple
 
 from convergence.events import MapsChanged
 from convergence.heartbeat import (
@@ -21,6 +21,7 @@ from convergence.heartbeat import (
     decode,
 )
 from convergence.rules import BUCKETS
+from modes.mac import w_x_y_z
 from softnlb.filter import Decision, FilterTable, Reason, Verdict, decide
 from softnlb.heartbeat_words import words
 from softnlb.packet import ARP, RST, TCP, UDP, Flow, parse
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 FLOWS_MAX = 200_000
 ETHERNET_BYTES = 14
 SYN_ACK = 0x12
-_IPV4, _ARP = b"\x08\x00", b"\x08\x06"
+_ARP = b"\x08\x06"
+_IGMP, _HOP_BY_HOP, _ICMPV6 = 2, 0, 58
+_SOLICITATION, _ADVERTISEMENT = 135, 136
 _HEARTBEAT = ETHERTYPE.to_bytes(2, "big")
 _FOR_EVER_MS = 1 << 62
 
@@ -46,6 +49,23 @@ WHY = {
     Reason.EVERY_HOST: "every host takes it",
     Reason.ADDRESS_RESOLUTION: "every host hears it",
 }
+
+
+class Layout(NamedTuple):
+    """Where things are in a frame whose IP header has nothing optional."""
+
+    kind: bytes
+    protocol: int
+    source: slice
+    destination: slice
+    ports: int
+
+
+LAYOUTS = {
+    4: Layout(b"\x08\x00", 23, slice(26, 30), slice(30, 34), 34),
+    6: Layout(b"\x86\xdd", 20, slice(22, 38), slice(38, 54), 54),
+}
+"""By IP version."""
 
 
 @dataclass(slots=True)
@@ -100,14 +120,15 @@ class Commentator:
         Without a configuration (a lab without agents) only addresses are explained.
         """
         self._config = config
-        self._vip = IPv4Address(vip).packed
+        cluster_ip_address = ip_address(vip)
+        self._vip = cluster_ip_address.packed
+        self._four_bytes = w_x_y_z(cluster_ip_address).packed
+        self._at = LAYOUTS[cluster_ip_address.version]
         self._ports = ports
         self._hosts: dict[int, Known] = {}
         if config is not None:
             for host_id, dedicated in hosts.items():
-                own = replace(
-                    config, host_id=host_id, dedicated_ip_address=IPv4Interface(dedicated)
-                )
+                own = replace(config, host_id=host_id, dedicated_ip_address=ip_interface(dedicated))
                 self._hosts[host_id] = Known(table_of(own, None))
         self._flows: dict[bytes, Seen] = {}
         self._generation = 0
@@ -122,15 +143,15 @@ class Commentator:
 
     def comment(self, port: int, to_switch: bool, data: bytes) -> str:
         """The comment; "" for what is not the cluster's."""
-        kind = data[12:14]
-        if kind == _IPV4 and len(data) >= 34:
-            if data[30:34] == self._vip:
+        kind, at = data[12:14], self._at
+        if kind == at.kind and len(data) >= at.ports:
+            if data[at.protocol] == _ICMPV6 and data[62:78] == self._vip:  # of 16 bytes
+                return self._neighbour(port, to_switch, data)
+            if data[at.destination] == self._vip:
                 return self._to_cluster(port, to_switch, data)
-            if data[26:30] == self._vip:
+            if data[at.source] == self._vip:
                 return self._from_cluster(port, to_switch, data)
-            if data[23] == 2:
-                return f"IGMP: {_igmp(data)}"
-            return ""
+            return _membership(data, at)
         if kind == _HEARTBEAT:
             return self._heartbeat(data[ETHERNET_BYTES:])
         if kind == _ARP and self._vip in (data[28:32], data[38:42]):
@@ -151,7 +172,7 @@ class Commentator:
         if isinstance(heartbeat, Foreign):
             return f"heartbeat of host {heartbeat.host_id} of NLB itself"
         said, before = heartbeat.statement, host.heartbeat if host else None
-        if host is not None and address(said.cluster_ip_address).packed == self._vip:
+        if host is not None and address(said.cluster_ip_address).packed == self._four_bytes:
             host.heartbeat = heartbeat
             if before is None or before.statement.current != said.current:
                 draining = bool(said.flags & DRAINING)
@@ -186,11 +207,12 @@ class Commentator:
 
     def _to_cluster(self, port: int, to_switch: bool, data: bytes) -> str:
         # Protocol, client address, client port, server port; options and fragments go the long way.
-        plain = data[14] == 0x45 and not (data[20] & 0x3F or data[21]) and data[23] in (TCP, UDP)
-        if not plain:
+        if not self._is_plain(data):
             return self._explain(port, to_switch, data, Seen())
-        seen = self._flow(data[23:24] + data[26:30] + data[34:38])
-        flags = data[47] & 0x17 if data[23] == TCP and len(data) > 47 else 0
+        at = self._at
+        client = data[at.source] + data[at.ports : at.ports + 4]
+        seen = self._flow(data[at.protocol : at.protocol + 1] + client)
+        flags = data[at.ports + 13] & 0x17 if _has_flags(data, at) else 0
         key = (port, to_switch, flags)
         text = seen.comments.get(key)
         if text is None:
@@ -200,14 +222,21 @@ class Commentator:
             seen.comments.clear()
         return text
 
+    def _is_plain(self, data: bytes) -> bool:
+        """Whether the ports are where they usually are."""
+        if data[self._at.protocol] not in (TCP, UDP):
+            return False
+        return len(self._vip) == 16 or (data[14] == 0x45 and not (data[20] & 0x3F or data[21]))
+
     def _from_cluster(self, port: int, to_switch: bool, data: bytes) -> str:
-        plain = data[14] == 0x45 and data[23] in (TCP, UDP)
-        host_id = self._ports[port]
-        if not plain:
+        host_id, at = self._ports[port], self._at
+        if not self._is_plain(data):
             return f"answer of host {host_id}" if to_switch and host_id else "answer of the cluster"
-        seen = self._flow(data[23:24] + data[30:34] + data[36:38] + data[34:36])
+        ports = data[at.ports + 2 : at.ports + 4] + data[at.ports : at.ports + 2]
+        protocol = data[at.protocol : at.protocol + 1]
+        seen = self._flow(protocol + data[at.destination] + ports)
         if to_switch and host_id and host_id not in seen.answered:
-            if data[23] == TCP and len(data) > 47 and data[47] & SYN_ACK == SYN_ACK:
+            if _has_flags(data, at) and data[at.ports + 13] & SYN_ACK == SYN_ACK:
                 seen.answered.clear()  # a new connection of the same address and port
             seen.answered.add(host_id)
             seen.comments.clear()
@@ -244,21 +273,45 @@ class Commentator:
     # ------------------------------------------------------------ address resolution
 
     def _arp(self, port: int, to_switch: bool, data: bytes) -> str:
-        request = data[20:22] == b"\0\1"
+        if data[20:22] != b"\0\1" or data[28:32] == self._vip:
+            return self._located(port, to_switch, data[22:28])
+        return self._asked(port, to_switch, Flow("", data[:6], 0, data[28:32], self._vip, ARP))
+
+    def _neighbour(self, port: int, to_switch: bool, data: bytes) -> str:
+        if data[54] == _ADVERTISEMENT:
+            return self._located(port, to_switch, data[80:86])
+        if data[54] != _SOLICITATION:
+            return ""
+        flow = Flow("", data[:6], 0, data[22:38], self._vip, _ICMPV6, icmp_type=_SOLICITATION)
+        return self._asked(port, to_switch, flow)
+
+    def _located(self, port: int, to_switch: bool, mac: bytes) -> str:
         host_id = self._ports[port]
-        if not request or data[28:32] == self._vip:
-            mac = data[22:28].hex("-").upper()
-            who = f"host {host_id}: " if to_switch and host_id else ""
-            return f"{who}the cluster IP address is at {mac}"
-        asker = ip_address(data[28:32])
-        if host_id is None or to_switch:
-            return f"{asker} asks for the cluster's MAC address"
-        table = self._hosts[host_id].table if host_id in self._hosts else None
-        if table is None:
-            return f"{asker} asks for the cluster's MAC address"
-        flow = Flow(table.interface, data[:6], 0, data[28:32], self._vip, ARP)
-        made = decide(table, flow, Answered(False), lambda: 0)
-        return f"{asker} asks for the cluster's MAC address: host {host_id} {made.verdict}s it"
+        who = f"host {host_id}: " if to_switch and host_id else ""
+        return f"{who}the cluster IP address is at {mac.hex('-').upper()}"
+
+    def _asked(self, port: int, to_switch: bool, flow: Flow) -> str:
+        host_id = self._ports[port]
+        text = f"{ip_address(flow.source)} asks for the cluster's MAC address"
+        if host_id is None or to_switch or host_id not in self._hosts:
+            return text
+        table = self._hosts[host_id].table
+        here = flow._replace(interface=table.interface)
+        made = decide(table, here, Answered(False), lambda: 0)
+        return f"{text}: host {host_id} {made.verdict}s it"
+
+
+def _has_flags(data: bytes, at: Layout) -> bool:
+    return data[at.protocol] == TCP and len(data) > at.ports + 13
+
+
+def _membership(data: bytes, at: Layout) -> str:
+    """What hosts and switch tell each other of groups; "" for any other packet."""
+    if data[12] == 8 and data[at.protocol] == _IGMP:
+        return f"IGMP: {_igmp(data)}"
+    if data[12] == 0x86 and data[at.protocol] == _HOP_BY_HOP and data[54:55] == b"\x3a":
+        return f"MLD: {_mld(data)}"
+    return ""
 
 
 def _igmp(data: bytes) -> str:
@@ -270,3 +323,13 @@ def _igmp(data: bytes) -> str:
     if len(data) >= at + 8 and any(data[at + 4 : at + 8]):
         return f"{kind} for {ip_address(data[at + 4 : at + 8])}"
     return f"general {kind}"
+
+
+def _mld(data: bytes) -> str:
+    """Behind a hop-by-hop header of 8 bytes (RFC 3810)."""
+    kinds = {130: "query", 131: "report", 132: "leave", 143: "report"}
+    kind = kinds.get(data[62], "message") if len(data) > 62 else "message"
+    group = data[74:90] if kind == "report" and data[62] == 143 else data[70:86]
+    return (
+        f"{kind} for {ip_address(group)}" if len(group) == 16 and any(group) else f"general {kind}"
+    )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
+from convergence.rules import IPAddress
+
 _ONE = """\
     containerlab deploy -t {file}
     docker exec client1 curl -s http://{address}/     # which host answers?
@@ -53,7 +55,7 @@ def readme(
     *,
     image: str,
     switch: str,
-    address: IPv4Address,
+    address: IPAddress,
 ) -> str:
     """What to type, and what differs from the lab on one machine."""
     if machines:

@@ -42,11 +42,12 @@ def _around(status: dict[str, Any], bridge: str, label: str) -> list[str]:
 
 def next_steps(name: str, cluster_ip_address: str) -> str:
     """What to try next."""
+    where = f"[{cluster_ip_address}]" if ":" in cluster_ip_address else cluster_ip_address
     option = "" if name == "lab" else f" --name {name}"
     return "\n".join(
         (
             "Try next:",
-            f"  softnlb lab exec{option} client1 -- curl -s http://{cluster_ip_address}/",
+            f"  softnlb lab exec{option} client1 -- curl -s http://{where}/",
             f"  softnlb lab exec{option} host1 -- softnlb query",
             f"  softnlb lab open{option} 8080          # the cluster in your browser",
             f"  softnlb lab fault{option} kill host2",

@@ -17,13 +17,13 @@ import click
 from labs.client_log import note
 from labs.handle import LabHandle, Task
 from labs.load import SERVER, Result, Traffic, clients
-from labs.topology import LabSpec
+from labs.topology import LabSpec, end_point
 from labs.up import start_lab
 from labs.witness import watch
 from softnlb.errors import SoftnlbError
 
 POLL_S = 0.02
-EVENTS = "softnlb.events"
+EVENTS, IPV6 = "softnlb.events", "softnlb.ipv6"
 
 T = TypeVar("T")
 Command = Callable[..., Any]
@@ -57,13 +57,30 @@ def options(body: Command) -> Command:
     )(function)
 
 
+def either_family(body: Command) -> Command:
+    """--ipv6 of an experiment whose clients may be of either family."""
+
+    def remember(context: click.Context, _: click.Parameter, chosen: bool) -> None:
+        context.meta[IPV6] = chosen
+
+    return click.option(
+        "--ipv6",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="The lab's cluster, router and clients have IPv6 addresses.",
+    )(body)
+
+
 @contextmanager
 def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
     """The running lab called ``name``, or a fresh one as ``spec`` says that ends afterwards."""
     if name is not None:
         yield LabHandle(name)
         return
-    start_lab(spec)
+    context = click.get_current_context(silent=True)
+    ipv6 = bool(context and context.meta.get(IPV6))
+    start_lab(replace(spec, ipv6=spec.ipv6 or ipv6))
     lab = LabHandle(spec.name)
     try:
         yield lab
@@ -199,9 +216,11 @@ def explained_owners(lab: LabHandle, flows: list[tuple[str, int]]) -> list[int |
         from softnlb.control import call, find_hosts
 
         (path,) = find_hosts()
-        server = f"{address}:80"
+        server = end_point(str(address), 80)
         return [
-            call(path, "explain", client=f"{client}:{port}", server=server, protocol="tcp")["owner"]
+            call(path, "explain", client=end_point(client, port), server=server, protocol="tcp")[
+                "owner"
+            ]
             for client, port in flows
         ]
 

@@ -18,14 +18,15 @@ Counts = dict[str, dict[str, int]]
 
 
 def _port_rules(port: str, address: str) -> list[str]:
+    ip, kind = ("ip6", "ipv6_addr") if ":" in address else ("ip", "ipv4_addr")
     learn = "update @macs { ether saddr }"
     # The SYN-ACK shows that the SYN was not wasted, and whose the rest of the connection is.
-    syn_ack = f"ip saddr {address} tcp flags & (syn | ack) == (syn | ack)"
-    answers = "update @flows { ip daddr . tcp dport } counter name answered"
+    syn_ack = f"{ip} saddr {address} tcp flags & (syn | ack) == (syn | ack)"
+    answers = f"update @flows {{ {ip} daddr . tcp dport }} counter name answered"
     return [
         *(f"  counter {name} {{ }}" for name in COUNTERS),
         f"  set macs {{ type ether_addr; flags dynamic; size {MACS_MAX}; }}",
-        "  set flows { type ipv4_addr . inet_service; flags dynamic, timeout;"
+        f"  set flows {{ type {kind} . inet_service; flags dynamic, timeout;"
         f" size {FLOWS_MAX}; timeout 2m; }}",
         "  chain in_port {",
         f"    type filter hook ingress device {port} priority 0; policy accept;",
@@ -36,8 +37,8 @@ def _port_rules(port: str, address: str) -> list[str]:
         f"    type filter hook egress device {port} priority 0; policy accept;",
         "    ether daddr @macs counter name forwarded accept",
         "    counter name flooded",
-        f"    ip daddr {address} counter name cluster"
-        " ip saddr . tcp sport @flows counter name kept",
+        f"    {ip} daddr {address} counter name cluster"
+        f" {ip} saddr . tcp sport @flows counter name kept",
         "  }",
     ]
 

@@ -20,7 +20,7 @@ from labs.process import MachineProc, Process, enter_node, fork, processes_in
 from labs.recorder import Watched, record
 from labs.service import nginx, serve
 from labs.snooping import mirror
-from labs.switch import PortFaults, bridge_lines, fault_ruleset, port_lines, trunk_lines
+from labs.switch import PortFaults, fault_ruleset, lay_out, port_lines, trunk_lines
 from labs.topology import LabSpec
 from softnlb.errors import MachineError, SoftnlbError
 
@@ -69,7 +69,7 @@ class Lab:
             node.await_namespaces()
         if self.spec.agents:
             self._reader = ConfigReader(self._running(self.hosts()), self.proc)
-        lines = [line for switch in self.layout.switches for line in bridge_lines(switch)]
+        lines: list[str] = []
         for trunk in self.layout.trunks:
             lines += trunk_lines(trunk, self.personalities)
         for node in self.nodes.values():
@@ -79,7 +79,7 @@ class Lab:
             router, client = self.nodes[cable.router].pid, self.nodes[cable.client].pid
             peer = f"peer name {INTERFACE} netns {client}"
             lines.append(f"link add {cable.interface} netns {router} type veth {peer}")
-        self.in_node("switch", lambda: run_batch("ip", lines))
+        self.in_node("switch", lambda: lay_out(self.layout.switches, lines))
         snooping = [name for name, kind in self.personalities.items() if kind == "mac"]
         if snooping:
             body = functools.partial(mirror, snooping)
@@ -124,7 +124,8 @@ class Lab:
                     raise MachineError(
                         'nginx is not installed: install it, or write kind = "http" in the lab file'
                     )
-                body = functools.partial(SERVERS[kind], self.plan[name].host_id, ports)
+                node = self.plan[name]
+                body = functools.partial(SERVERS[kind], node.host_id, ports, ipv6=node.ipv6)
                 process, ready = self._start(f"{kind}:{name}", name, body)
                 self.services[name].append(process)
                 starting.append((f"the {kind} service of {name}", ready))

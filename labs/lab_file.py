@@ -6,14 +6,14 @@ checked by the same code, as the file that each host will have.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from labs.lab_schema import MODELS, CourseTable, LabFile, LabTable, StepTable
 from labs.plan import config_tables, gateway
 from labs.topology import HOSTS_MAX, Document, LabSpec, usual_document
-from modes.plan import Mode
+from modes.plan import InterfaceAddress, Mode
 from softnlb.config import ConfigError, Problem, read_toml
 from softnlb.config_check import build as check_config
 from softnlb.config_schema import read_table, shown, unknown_key
@@ -23,7 +23,8 @@ Complaint = tuple[str, str, str]
 
 NODE_KINDS = ("router", "client", "bystander", "host")
 ORDER = ("lab", "cluster", "port_rule", "switch", "trunk", *NODE_KINDS, "service")
-SMALLEST_USUAL_NETWORK = 256
+SMALLEST_USUAL_NETWORK = {4: 1 << 8, 6: 1 << 10}
+"""Addresses, by IP version."""
 
 
 def load(path: Path) -> LabSpec:
@@ -107,14 +108,10 @@ def _fill_in(document: Document, raw: dict[str, Any], complaints: list[Complaint
     cluster.setdefault("mode", "unicast")
     cluster.setdefault("timers", "nlb")
     try:
-        primary = IPv4Interface(str(cluster["ip_address"]))
+        primary = ip_interface(str(cluster["ip_address"]))
     except (KeyError, ValueError):
         # The hosts' own files say what is wrong with it.
-        if ":" in str(cluster.get("ip_address")):
-            address = shown(cluster["ip_address"])
-            complaints.append(("cluster.ip_address", address, "an IPv4 address in a lab file"))
-        else:
-            complaints += _check_hosts({**document, "host": [_any_host()]}, raw)
+        complaints += _check_hosts({**document, "host": [_any_host()]}, raw)
         return
     count = document["lab"].pop("hosts")
     if count is not None and hosts:
@@ -147,24 +144,33 @@ def _any_host() -> Document:
     return {"id": 1, "address": "192.0.2.1/24"}
 
 
-def _usual_others(document: Document, primary: IPv4Interface) -> Iterator[Complaint]:
+def _usual_others(document: Document, primary: InterfaceAddress) -> Iterator[Complaint]:
     """Router, clients and bystander as in the usual lab, at the same places of this network."""
     network = primary.network
-    if network.num_addresses < SMALLEST_USUAL_NETWORK:
+    if network.num_addresses < SMALLEST_USUAL_NETWORK[network.version]:
         yield "client", "", "[[client]] tables, since so small a network has no usual ones"
         return
-    usual = usual_document(LabSpec())
-    behind = "172.16" if network.overlaps(IPv4Network("10.2.0.0/16")) else "10.2"
+    usual = usual_document(LabSpec(ipv6=network.version == 6))
+    behind, other = ("10.2", "172.16") if network.version == 4 else ("2001:db8:", "fd00:db8:")
     for kind in ("router", "client", "bystander"):
         for table in usual[kind]:
             if table.get("router") is None:
-                last = int(table["address"].partition("/")[0].rpartition(".")[2])
-                table["address"] = f"{network[last - 256]}/{network.prefixlen}"
+                place = ip_interface(table["address"])
+                offset = int(place.ip) - int(place.network.network_address)
+                if network.version == 4:  # near the end, also of a larger network
+                    offset -= place.network.num_addresses
+                table["address"] = f"{network[offset]}/{network.prefixlen}"
                 table["switch"] = None
-            else:
-                table["address"] = table["address"].replace("10.2", behind, 1)
-                table["pool"] = table["pool"].replace("10.2", behind, 1)
+            elif _meets(table, primary):
+                table["address"] = table["address"].replace(behind, other, 1)
+                table["pool"] = table["pool"].replace(behind, other, 1)
         document[kind] = usual[kind]
+
+
+def _meets(client: Document, primary: InterfaceAddress) -> bool:
+    """Whether the usual routed client would be in the cluster's own network."""
+    networks = ip_interface(client["address"]).network, ip_network(client["pool"])
+    return any(primary.network.overlaps(each) for each in networks)
 
 
 # ---------------------------------------------------------------- what must fit together
@@ -242,11 +248,16 @@ def _one_of(names: list[str]) -> str:
 
 def _check_addresses(document: Document) -> Iterator[Complaint]:
     cluster = document["cluster"]
-    taken = {IPv4Interface(cluster["ip_address"]).ip: "the cluster IP address"}
+    primary = ip_interface(cluster["ip_address"])
+    taken = {primary.ip: "the cluster IP address"}
     for kind in NODE_KINDS:
         for number, table in enumerate(document[kind], 1):
-            address = IPv4Interface(table["address"])
+            address = ip_interface(table["address"])
             place = f"{kind}[{number}]"
+            if address.version != primary.version:
+                expected = f"an IPv{primary.version} address, as the cluster has"
+                yield f"{place}.address", shown(table["address"]), expected
+                continue
             if address.ip in taken:
                 expected = f"an address of its own, not that of {taken[address.ip]}"
                 yield f"{place}.address", shown(table["address"]), expected
@@ -256,16 +267,20 @@ def _check_addresses(document: Document) -> Iterator[Complaint]:
 
 
 def _check_routed_client(table: Document, place: str, cluster: str) -> Iterator[Complaint]:
-    network = IPv4Interface(table["address"]).network
-    if network.overlaps(IPv4Interface(cluster).network):
+    network = ip_interface(table["address"]).network
+    own = ip_interface(cluster).network
+    if network.overlaps(own):
         expected = "a network of its own behind the router, not the cluster's"
         yield f"{place}.address", shown(table["address"]), expected
     if table["pool"] is None:
         return
-    pool = IPv4Network(table["pool"])
-    if pool.overlaps(IPv4Interface(cluster).network):
+    pool = ip_network(table["pool"])
+    if pool.version != own.version:
+        expected = f"a network of IPv{own.version} addresses, as the cluster has"
+        yield f"{place}.pool", shown(table["pool"]), expected
+    elif pool.overlaps(own):
         yield f"{place}.pool", shown(table["pool"]), "a network outside the cluster's"
-    elif IPv4Interface(table["address"]).ip in pool or gateway(table) in pool:
+    elif ip_interface(table["address"]).ip in pool or gateway(table) in pool:
         expected = f"a network without {table['address']} and the router's {gateway(table)}"
         yield f"{place}.pool", shown(table["pool"]), expected
 
@@ -300,5 +315,6 @@ def _spec(document: Document) -> LabSpec:
         attach=lab["attach"],
         switch=document["switch"][0]["personality"],
         affinity=rules[0].get("affinity", "single") if rules else "single",
+        ipv6=":" in cluster["ip_address"],
         document=document,
     )

@@ -6,7 +6,7 @@ description completes the sentence "expected ...".
 """
 
 import re
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import ip_interface, ip_network
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
@@ -25,16 +25,16 @@ def _node_name(text: str) -> str:
 
 
 def _interface_address(text: str) -> str:
-    interface = IPv4Interface(text)
+    interface = ip_interface(text)
     network = interface.network
     ends = (network.network_address, network.broadcast_address)
-    if "/" not in text or network.prefixlen > 30 or interface.ip in ends:
+    if "/" not in text or network.num_addresses < 4 or interface.ip in ends:
         raise ValueError("not the address of a node")
     return text
 
 
 def _network(text: str) -> str:
-    return str(IPv4Network(text))
+    return str(ip_network(text))
 
 
 def _lab_name(text: str) -> str:

@@ -12,11 +12,11 @@ import random
 import socket
 import time
 from dataclasses import asdict, dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from typing import Any
 
 from labs.handle import Channel
-from labs.topology import CLIENT_POOL, CLUSTER_IP_ADDRESS, SERVICE_PORT
+from labs.topology import CLIENT_POOL, CLUSTER_IP_ADDRESS, SERVICE_PORT, end_point
 
 SERVER = (str(CLUSTER_IP_ADDRESS), SERVICE_PORT)
 FIRST_PORT, LAST_PORT = 1024, 65535
@@ -126,7 +126,8 @@ class _Clients:
         self.result = Result()
         self.random = random.Random()
         self.stopped = asyncio.Event()
-        self.pool = IPv4Network(traffic.addresses)
+        self.pool = ip_network(traffic.addresses)
+        self.family = socket.AF_INET6 if ":" in traffic.server[0] else socket.AF_INET
 
     async def run(self) -> Result:
         traffic = self.traffic
@@ -173,9 +174,9 @@ class _Clients:
     def _socket(self) -> tuple[socket.socket, str, int]:
         """A socket bound to an address and port that were not used before."""
         for _ in range(BIND_TRIES):
-            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            connection = socket.socket(self.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             offset = self.random.randrange(1, self.pool.num_addresses - 1)
-            address = str(self.pool[offset]) if self.traffic.pool else "0.0.0.0"
+            address = str(self.pool[offset]) if self.traffic.pool else ""
             try:
                 connection.bind((address, self.random.randint(FIRST_PORT, LAST_PORT)))
             except OSError as error:
@@ -191,7 +192,7 @@ class _Clients:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self.traffic.timeout_s):
             await loop.sock_connect(connection, self.traffic.server)
-            host = self.traffic.server[0]
+            host = end_point(*self.traffic.server)
             request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
             await loop.sock_sendall(connection, request.encode())
             answer = b""

@@ -21,10 +21,23 @@ from softnlb.errors import SoftnlbError
 
 PRIVATE_DIRECTORIES = ("/run", "/etc/softnlb", "/var/lib/softnlb")
 
-QUIET = (
-    # No IPv6: its neighbour discovery and MLD would be noise in every capture and count.
+NO_IPV6 = (
+    # Its neighbour discovery and MLD would be noise in every capture and count.
     ("net/ipv6/conf/all/disable_ipv6", "1"),
     ("net/ipv6/conf/default/disable_ipv6", "1"),
+)
+
+ONLY_CHOSEN_IPV6 = (
+    # No wait for duplicates, no question for routers, no address but those of the lab file.
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/router_solicitations", "0"),
+)
+
+NO_IPV6_AT_PORTS = (("net/ipv6/conf/default/disable_ipv6", "1"),)
+"""Of an IPv6 lab's switch, whose bridges alone need an address, to query by."""
+
+QUIET = (
     # Unprivileged echo sockets, so that ping works for an ordinary user's lab too.
     ("net/ipv4/ping_group_range", "0 0"),
     # A socket that outlives its process keeps its namespace: without this, the kernel holds the
@@ -84,7 +97,7 @@ def _hold(node: Node, orders: socket.socket) -> int:
         for directory in PRIVATE_DIRECTORIES:
             mount_tmpfs(directory)
         os.mkdir("/run/softnlb")
-        write_sysctls(QUIET)
+        write_sysctls(QUIET + _ipv6(node))
         orders.sendall(b"namespaces")
         if orders.recv(64) != b"configure":
             return 1
@@ -99,6 +112,12 @@ def _hold(node: Node, orders: socket.socket) -> int:
         return 1
     while True:
         signal.pause()
+
+
+def _ipv6(node: Node) -> tuple[tuple[str, str], ...]:
+    if not node.ipv6:
+        return NO_IPV6
+    return NO_IPV6_AT_PORTS if node.kind == "switch" else ONLY_CHOSEN_IPV6
 
 
 def write_sysctls(settings: tuple[tuple[str, str], ...]) -> None:

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_interface
 from typing import Any
 
-from labs.topology import Document
+from convergence.rules import IPAddress
+from labs.topology import Document, IPNetwork
+from modes.plan import InterfaceAddress
 
 INTERFACE = "eth0"
 
@@ -29,7 +31,7 @@ table arp strict {
 """A router that obeys RFC 1812, 3.3.2: no ARP answer may claim a multicast MAC address."""
 
 NAT = f"""\
-table ip translation {{
+table inet translation {{
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
     oifname "{INTERFACE}" masquerade
@@ -54,9 +56,9 @@ class Node:
     interface: str = INTERFACE
     bridge: str = ""
     host_id: int | None = None
-    address: IPv4Address | None = None
+    address: IPAddress | None = None
     prefix: int = 0
-    cluster_ip_address: IPv4Address | None = None
+    cluster_ip_address: IPAddress | None = None
     setup: tuple[str, ...] = ()
     sysctls: tuple[tuple[str, str], ...] = ()
     rules: str = ""
@@ -64,6 +66,9 @@ class Node:
     config: str = ""
     starts: bool = True
     """Whether its agent joins the cluster by itself."""
+
+    ipv6: bool = False
+    """Whether its interfaces speak IPv6 at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class Switch:
     personality: str
     bridge: str
     query_interval_s: int = 0
+    ipv6: bool = False
+    """Whether it snoops and queries for IPv6 too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,23 +107,25 @@ class Plan:
     switches: tuple[Switch, ...]
     trunks: tuple[Trunk, ...]
     cables: tuple[Cable, ...]
-    cluster_ip_address: IPv4Address
+    cluster_ip_address: IPAddress
 
 
 def build(document: Document) -> Plan:
     """The plan of a checked lab file."""
+    ipv6 = _primary(document).version == 6
     switches = tuple(
         Switch(
             table["name"],
             table["personality"],
             f"br{number}",
             table.get("query_interval_s") or 0,
+            ipv6,
         )
         for number, table in enumerate(document["switch"])
     )
     bridges = {switch.name: switch.bridge for switch in switches}
-    routers = [(table, IPv4Interface(table["address"])) for table in document["router"]]
-    cables, nodes = [], [Node("switch", "switch", None, setup=("link set lo up",))]
+    routers = [(table, ip_interface(table["address"])) for table in document["router"]]
+    cables, nodes = [], [Node("switch", "switch", None, setup=("link set lo up",), ipv6=ipv6)]
     for table, _ in routers:
         behind = [client for client in document["client"] if client["router"] == table["name"]]
         nodes.append(_router(table, bridges[table["switch"]], behind))
@@ -134,29 +143,29 @@ def build(document: Document) -> Plan:
     return Plan(tuple(nodes), switches, trunks, tuple(cables), _primary(document))
 
 
-def _primary(document: Document) -> IPv4Address:
-    return IPv4Interface(document["cluster"]["ip_address"]).ip
+def _primary(document: Document) -> IPAddress:
+    return ip_interface(document["cluster"]["ip_address"]).ip
 
 
-def gateway(client: Document) -> IPv4Address:
+def gateway(client: Document) -> IPAddress:
     """The router's address in the network of a client behind it: the first that is free."""
-    interface = IPv4Interface(client["address"])
+    interface = ip_interface(client["address"])
     return next(address for address in interface.network.hosts() if address != interface.ip)
 
 
+def _addressed(address: InterfaceAddress | str, interface: str = INTERFACE) -> list[str]:
+    """Lines that give an interface its address and switch it on."""
+    # Nobody else has it: the wait for duplicates would only cost the lab a second or two.
+    nodad = " nodad" if ip_interface(address).version == 6 else ""
+    return [f"addr add {address} dev {interface}{nodad}", f"link set {interface} up"]
+
+
 def _router(table: Document, bridge: str, behind: list[Document]) -> Node:
-    interface = IPv4Interface(table["address"])
-    setup = [
-        "link set lo up",
-        f"addr add {interface} dev {INTERFACE}",
-        f"link set {INTERFACE} up",
-    ]
+    interface = ip_interface(table["address"])
+    setup = ["link set lo up", *_addressed(interface)]
     for number, client in enumerate(behind, 1):
-        address = IPv4Interface(client["address"])
-        setup += [
-            f"addr add {gateway(client)}/{address.network.prefixlen} dev eth{number}",
-            f"link set eth{number} up",
-        ]
+        address = ip_interface(client["address"])
+        setup += _addressed(f"{gateway(client)}/{address.network.prefixlen}", f"eth{number}")
         if client["pool"] is not None:
             # One neighbour for all addresses of a client: 16,384 would overflow the ARP table.
             setup.append(f"route add {client['pool']} via {address.ip}")
@@ -168,13 +177,18 @@ def _router(table: Document, bridge: str, behind: list[Document]) -> Node:
         address=interface.ip,
         prefix=interface.network.prefixlen,
         setup=tuple(setup),
-        sysctls=(("net/ipv4/ip_forward", "1"), ("net/ipv4/conf/all/send_redirects", "0")),
+        sysctls=(
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+        ),
+        ipv6=interface.version == 6,
         rules=(STRICT_ARP if table["arp"] == "strict" else "") + (NAT if table["nat"] else ""),
     )
 
 
 def _routed_client(table: Document) -> Node:
-    interface = IPv4Interface(table["address"])
+    interface = ip_interface(table["address"])
     pool = () if table["pool"] is None else (f"route add local {table['pool']} dev lo",)
     return Node(
         name=table["name"],
@@ -184,11 +198,13 @@ def _routed_client(table: Document) -> Node:
         prefix=interface.network.prefixlen,
         setup=(
             "link set lo up",
-            f"addr add {interface} dev {INTERFACE}",
-            f"link set {INTERFACE} up",
+            *_addressed(interface),
             *pool,
             f"route add default via {gateway(table)}",
         ),
+        # For IPv6 a local route alone allows nobody to use the addresses in it.
+        sysctls=(("net/ipv6/ip_nonlocal_bind", "1"),),
+        ipv6=interface.version == 6,
     )
 
 
@@ -196,11 +212,11 @@ def _leaf(
     table: Document,
     kind: str,
     bridges: dict[str, str],
-    routers: list[tuple[Document, IPv4Interface]],
+    routers: list[tuple[Document, InterfaceAddress]],
     document: Document,
 ) -> Node:
     """A node with one cable, to a switch, and its default route through the router there."""
-    interface = IPv4Interface(table["address"])
+    interface = ip_interface(table["address"])
     way_out = [router.ip for _, router in routers if router.ip in interface.network]
     host = kind == "host"
     name = table["name"]
@@ -214,28 +230,26 @@ def _leaf(
         prefix=interface.network.prefixlen,
         setup=(
             "link set lo up",
-            f"addr add {interface} dev {INTERFACE}",
-            f"link set {INTERFACE} up",
+            *_addressed(interface),
             *_routes(document, interface.network, way_out),
         ),
         cluster_ip_address=_primary(document) if host else None,
         services=_services(document, name) if host else (),
         config=config_toml(document, table) if host else "",
         starts=table.get("initial_state", "started") == "started",
+        ipv6=interface.version == 6,
     )
 
 
-def _routes(
-    document: Document, network: IPv4Network, way_out: list[IPv4Address]
-) -> tuple[str, ...]:
+def _routes(document: Document, network: IPNetwork, way_out: list[IPAddress]) -> tuple[str, ...]:
     """Default through the first router; through the others only what lies behind them."""
     routes = [f"route add default via {way_out[0]}"] if way_out else []
     for router in document["router"]:
-        address = IPv4Interface(router["address"]).ip
+        address = ip_interface(router["address"]).ip
         if address in network and address not in way_out[:1] and not router["nat"]:
             for client in document["client"]:
                 if client["router"] == router["name"]:
-                    behind = IPv4Interface(client["address"]).network
+                    behind = ip_interface(client["address"]).network
                     routes.append(f"route add {behind} via {address}")
     return tuple(routes)
 

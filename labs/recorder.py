@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,8 +164,9 @@ class SwitchWatch:
             index, _state, _flags, _vid, address, protocol = _MDB_ENTRY.unpack_from(entry)
         except (KeyError, struct.error):
             return
-        if socket.ntohs(protocol) == 0x0800:
-            group = socket.inet_ntoa(address[:4])
+        ethertype = socket.ntohs(protocol)
+        if ethertype in (0x0800, 0x86DD):
+            group = str(ip_address(address[:4] if ethertype == 0x0800 else address))
             change = "joined" if new else "left"
             self._log.add("mdb", port=_name(index), group=group, change=change)
 

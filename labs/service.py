@@ -16,6 +16,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+from labs.topology import end_point
+
 BACKLOG = 4096
 CONNECT_EVERY_S = 0.01
 REQUEST_MAX_BYTES = 8192
@@ -87,19 +89,19 @@ class Conversation(asyncio.Protocol):
         answer = {
             "host_id": self.host_id,
             "node": socket.gethostname(),
-            "client": f"{client[0]}:{client[1]}" if client else None,
-            "server": f"{server[0]}:{server[1]}" if server else None,
+            "client": end_point(*client[:2]) if client else None,
+            "server": end_point(*server[:2]) if server else None,
             "path": path,
         }
         return json.dumps(answer).encode() + b"\n"
 
 
-async def _serve(host_id: int | None, ports: list[int], ready: int) -> None:
+async def _serve(host_id: int | None, ports: list[int], ready: int, ipv6: bool) -> None:
     loop = asyncio.get_running_loop()
     servers = [
         await loop.create_server(
             lambda: Conversation(host_id),
-            "0.0.0.0",
+            ["0.0.0.0", "::"] if ipv6 else "0.0.0.0",
             port,
             backlog=BACKLOG,
             reuse_address=True,
@@ -130,9 +132,10 @@ http {{
 """
 
 
-def nginx(host_id: int | None, ports: list[int], ready: int) -> int:
+def nginx(host_id: int | None, ports: list[int], ready: int, ipv6: bool = False) -> int:
     """nginx instead of the built-in service, with the same first answer; in the foreground."""
-    listen = " ".join(f"listen {port};" for port in ports)
+    families = ("", "[::]:") if ipv6 else ("",)
+    listen = " ".join(f"listen {family}{port};" for port in ports for family in families)
     config = Path("/run/nginx.conf")
     config.write_text(NGINX.format(listen=listen, host_id=host_id))
     with subprocess.Popen(
@@ -156,8 +159,8 @@ def raise_open_files_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def serve(host_id: int | None, ports: list[int], ready: int) -> int:
+def serve(host_id: int | None, ports: list[int], ready: int, ipv6: bool = False) -> int:
     """Serve until killed; one byte to the descriptor ``ready`` when clients may connect."""
     raise_open_files_limit()
-    asyncio.run(_serve(host_id, ports, ready))
+    asyncio.run(_serve(host_id, ports, ready, ipv6))
     return 0

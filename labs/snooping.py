@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import socket
+from ipaddress import ip_address
 
 from labs.node import run_tool
 from labs.switch import elements
@@ -21,8 +22,12 @@ SETTLE_S = 0.005
 
 
 def group_mac(group: str) -> str:
-    """MAC address of an IPv4 multicast group: its lower 23 bits behind 01:00:5e."""
-    _, second, third, fourth = (int(octet) for octet in group.split("."))
+    """MAC address of a multicast group: its lower 23 bits behind 01:00:5e (RFC 1112), of an IPv6
+    group its lower 32 bits behind 33:33 (RFC 2464).  Raises ValueError."""
+    address = ip_address(group)
+    if address.version == 6:
+        return (b"\x33\x33" + address.packed[-4:]).hex(":")
+    _, second, third, fourth = address.packed
     return f"01:00:5e:{second & 0x7F:02x}:{third:02x}:{fourth:02x}"
 
 
@@ -41,9 +46,9 @@ def memberships(mdb: str, bridges: list[str]) -> list[Member]:
             bridge, port, group = entry["dev"], entry["port"], entry["grp"]
             if bridge not in bridges or port == bridge:
                 continue
-            if group.count(".") == 3:
+            try:
                 found.add((bridge, group_mac(group), port))
-            elif group.count(":") == 5:
+            except ValueError:  # a MAC address
                 found.add((bridge, group, port))
     return sorted(found)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from labs.node import run_batch, write_sysctls
 from labs.plan import Node, Switch, Trunk
 
 BRIDGE = "br0"
@@ -16,17 +17,27 @@ def bridge_lines(switch: Switch) -> list[str]:
     Snooping needs a querier, or the kernel floods as if it were off; the short response interval
     (in hundredths of a second) ends the querier's waiting time after which snooping begins.
     IGMPv3, because in version 2 a host that hears another's report keeps its own to itself, and
-    this switch would not learn its port before the next query.
+    this switch would not learn its port before the next query.  MLDv2 for the same reason.
     """
     snooping = int(switch.personality != "dumb")
     every = 100 * switch.query_interval_s
     often = f" mcast_query_interval {every} mcast_startup_query_interval {every}" if every else ""
     often += f" mcast_membership_interval {4 * every}" if every else ""
+    often += " mcast_mld_version 2" if switch.ipv6 else ""
     return [
         f"link add {switch.bridge} type bridge stp_state 0 mcast_snooping {snooping}"
         f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {snooping}{often}",
         f"link set {switch.bridge} up",
     ]
+
+
+def lay_out(switches: tuple[Switch, ...], cables: list[str]) -> None:
+    """Build the bridges, then ``cables``, lines for ``ip -batch``.  Runs inside the switch."""
+    run_batch("ip", [line for switch in switches for line in bridge_lines(switch)] + cables)
+    for switch in switches:
+        if switch.ipv6:  # a bridge without an IPv6 address asks nobody by MLD
+            path = f"net/ipv6/conf/{switch.bridge}"
+            write_sysctls(((f"{path}/accept_dad", "0"), (f"{path}/disable_ipv6", "0")))
 
 
 def port_lines(node: Node, pid: int, personality: str) -> list[str]:

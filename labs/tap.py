@@ -37,18 +37,20 @@ class Frame(NamedTuple):
 def syn_ack_filter(address: bytes) -> list[Instruction]:
     """Frames that come in from a node with a TCP segment, SYN and ACK set, from ``address``.
 
-    ``address`` is 4 bytes, an IPv4 address; an IP header with options does not match.
+    ``address`` is 4 or 16 bytes; IPv4 with options and IPv6 with extensions do not match.
     """
+    ipv6 = len(address) == 16
+    ethertype, protocol, source, flags = (0x86DD, 20, 22, 67) if ipv6 else (0x0800, 23, 26, 47)
+    tests = [(LOAD_HALF, 12, ethertype), (LOAD_BYTE, protocol, socket.IPPROTO_TCP)]
+    words = struct.iter_unpack("!I", address)
+    tests += [(LOAD_WORD, source + 4 * number, word) for number, (word,) in enumerate(words)]
+    rest = 2 * len(tests) + 4  # to the last instruction, behind the two before the tests
+    steps = [(LOAD_WORD, 0, 0, PACKET_TYPE), (JUMP_EQUAL, rest, 0, PACKET_OUTGOING)]
+    for number, (load, at, value) in enumerate(tests, 1):
+        steps += [(load, 0, 0, at), (JUMP_EQUAL, 0, rest - 2 * number, value)]
     return [
-        (LOAD_WORD, 0, 0, PACKET_TYPE),
-        (JUMP_EQUAL, 10, 0, PACKET_OUTGOING),
-        (LOAD_HALF, 0, 0, 12),
-        (JUMP_EQUAL, 0, 8, 0x0800),
-        (LOAD_BYTE, 0, 0, 23),
-        (JUMP_EQUAL, 0, 6, socket.IPPROTO_TCP),
-        (LOAD_WORD, 0, 0, 26),
-        (JUMP_EQUAL, 0, 4, struct.unpack("!I", address)[0]),
-        (LOAD_BYTE, 0, 0, 47),
+        *steps,
+        (LOAD_BYTE, 0, 0, flags),
         (AND, 0, 0, 0x12),
         (JUMP_EQUAL, 0, 1, 0x12),
         (RETURN, 0, 0, 0x4_0000),

@@ -10,9 +10,17 @@ alike; client2 shows the view from the cluster's own subnet, and the bystander t
 """
 
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
 from typing import Any
 
+from convergence.rules import IPAddress
 from modes.plan import Mode
 from softnlb.errors import UsageError
 
@@ -23,10 +31,45 @@ CLIENT_ADDRESS = IPv4Address("10.2.0.2")
 CLIENT_POOL = IPv4Network("10.2.64.0/18")
 """Every address in it belongs to client1, so that one node can be many clients."""
 
-ROUTER_ADDRESS = IPv4Address("10.1.0.254")
 ROUTER_CLIENT_ADDRESS = IPv4Address("10.2.0.1")
-CLIENT2_ADDRESS = IPv4Address("10.1.0.200")
-BYSTANDER_ADDRESS = IPv4Address("10.1.0.201")
+
+IPNetwork = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the nodes of the usual lab are; host 1 has the first address of the network."""
+
+    network: IPNetwork
+    cluster: IPAddress
+    router: IPAddress
+    client2: IPAddress
+    bystander: IPAddress
+    client1: str
+    """With the length of its network's prefix."""
+
+    pool: IPNetwork
+
+
+IPV4 = Addresses(
+    CLUSTER_NETWORK,
+    CLUSTER_IP_ADDRESS,
+    router=IPv4Address("10.1.0.254"),
+    client2=IPv4Address("10.1.0.200"),
+    bystander=IPv4Address("10.1.0.201"),
+    client1=f"{CLIENT_ADDRESS}/{CLIENT_NETWORK.prefixlen}",
+    pool=CLIENT_POOL,
+)
+IPV6 = Addresses(
+    IPv6Network("2001:db8:1::/64"),
+    IPv6Address("2001:db8:1::100"),
+    router=IPv6Address("2001:db8:1::254"),
+    client2=IPv6Address("2001:db8:1::200"),
+    bystander=IPv6Address("2001:db8:1::201"),
+    client1="2001:db8:2::2/64",
+    pool=IPv6Network("2001:db8:4000::/34"),
+)
+"""The pool has as many networks of clients (/64) that affinity may tell apart as one can wish."""
 
 SERVICE_PORT = 80
 HOSTS_MAX = 32
@@ -60,6 +103,9 @@ class LabSpec:
     switch: str = "dumb"
     affinity: str = "single"
     """Client affinity of the lab's one port rule, which covers every port."""
+    ipv6: bool = False
+    """Every address of the usual lab is IPv6, else IPv4."""
+
     agents: bool = True
     """False builds the network and the services only."""
     record: bool = True
@@ -99,11 +145,11 @@ class LabSpec:
         return self.document or usual_document(self)
 
     @property
-    def cluster_ip_address(self) -> IPv4Address:
+    def cluster_ip_address(self) -> IPAddress:
         """The primary one."""
         if self.document is None:
-            return CLUSTER_IP_ADDRESS
-        return IPv4Interface(self.document["cluster"]["ip_address"]).ip
+            return (IPV6 if self.ipv6 else IPV4).cluster
+        return ip_interface(self.document["cluster"]["ip_address"]).ip
 
     @property
     def period_ms(self) -> int:
@@ -111,11 +157,11 @@ class LabSpec:
         own = (self.document or {"cluster": {}})["cluster"].get("alive_message_period_ms")
         return int(own or TIMERS[self.timers][0])
 
-    def client_pool(self, client: str) -> IPv4Network | None:
+    def client_pool(self, client: str) -> IPNetwork | None:
         """The many addresses of a client node; None when it has only its own."""
         for table in self.complete_document()["client"]:
             if table["name"] == client and table["pool"] is not None:
-                return IPv4Network(table["pool"])
+                return ip_network(table["pool"])
         return None
 
 
@@ -124,26 +170,32 @@ def dedicated_ip_address(host_id: int) -> IPv4Address:
     return CLUSTER_NETWORK[host_id]
 
 
+def end_point(address: str, port: int) -> str:
+    """10.1.0.100:80 or [2001:db8:1::100]:80."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def usual_document(spec: LabSpec) -> Document:
     """The lab of the picture above."""
-    prefix = CLUSTER_NETWORK.prefixlen
+    at = IPV6 if spec.ipv6 else IPV4
+    prefix = at.network.prefixlen
     hosts = [
         {
             "id": host_id,
             "name": f"host{host_id}",
             "switch": "switch",
-            "address": f"{dedicated_ip_address(host_id)}/{prefix}",
+            "address": f"{at.network[host_id]}/{prefix}",
         }
         for host_id in range(1, spec.hosts + 1)
     ]
     routed: Document = {"name": "client1", "router": "router", "switch": None}
-    routed |= {"address": f"{CLIENT_ADDRESS}/{CLIENT_NETWORK.prefixlen}", "pool": str(CLIENT_POOL)}
+    routed |= {"address": at.client1, "pool": str(at.pool)}
     near: Document = {"name": "client2", "router": None, "switch": "switch"}
-    near |= {"address": f"{CLIENT2_ADDRESS}/{prefix}", "pool": None}
+    near |= {"address": f"{at.client2}/{prefix}", "pool": None}
     return {
         "lab": {"name": spec.name, "data_plane": spec.data_plane, "attach": spec.attach},
         "cluster": {
-            "ip_address": f"{CLUSTER_IP_ADDRESS}/{prefix}",
+            "ip_address": f"{at.cluster}/{prefix}",
             "mode": str(spec.mode),
             "timers": spec.timers,
         },
@@ -162,7 +214,7 @@ def usual_document(spec: LabSpec) -> Document:
             {
                 "name": "router",
                 "switch": "switch",
-                "address": f"{ROUTER_ADDRESS}/{prefix}",
+                "address": f"{at.router}/{prefix}",
                 "arp": "any",
                 "nat": False,
             }
@@ -170,7 +222,7 @@ def usual_document(spec: LabSpec) -> Document:
         "host": hosts,
         "client": [routed, near],
         "bystander": [
-            {"name": "bystander", "switch": "switch", "address": f"{BYSTANDER_ADDRESS}/{prefix}"}
+            {"name": "bystander", "switch": "switch", "address": f"{at.bystander}/{prefix}"}
         ],
         "service": [
             {"kind": "http", "port": SERVICE_PORT, "hosts": [host["name"] for host in hosts]}

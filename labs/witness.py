@@ -8,9 +8,10 @@ import json
 import select
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Any
 
+from convergence.rules import IPAddress
 from labs.handle import Channel, LabHandle
 from labs.tap import Tap, syn_ack_filter
 from labs.topology import CLUSTER_IP_ADDRESS
@@ -31,9 +32,10 @@ class Answered:
     at_s: float = 0.0
 
 
-def watch(channel: Channel, address: IPv4Address = CLUSTER_IP_ADDRESS) -> dict[str, Any]:
+def watch(channel: Channel, address: IPAddress = CLUSTER_IP_ADDRESS) -> dict[str, Any]:
     """Body of a task in the switch: note every SYN-ACK of the cluster until told to stop."""
     tap = Tap(syn_ack_filter(address.packed))
+    first, last, port = (30, 34, 36) if address.version == 4 else (38, 54, 56)
     seen: dict[tuple[bytes, int], list[str]] = {}
     at_s: dict[tuple[bytes, int], float] = {}
     channel.send({"ready": True})
@@ -46,13 +48,13 @@ def watch(channel: Channel, address: IPv4Address = CLUSTER_IP_ADDRESS) -> dict[s
             readable, _, _ = select.select([tap.fileno(), channel.fileno()], [], [])
             stopping = channel.fileno() in readable
             continue
-        client = frame.data[30:34], int.from_bytes(frame.data[36:38])
+        client = frame.data[first:last], int.from_bytes(frame.data[port : port + 2])
         hosts = seen.setdefault(client, [])
         if frame.port not in hosts:
             hosts.append(frame.port)
             at_s[client] = time.monotonic()
     answered = [
-        [str(IPv4Address(ip)), port, hosts, at_s[ip, port]] for (ip, port), hosts in seen.items()
+        [str(ip_address(ip)), port, hosts, at_s[ip, port]] for (ip, port), hosts in seen.items()
     ]
     return {"answered": answered, "lost": tap.lost()}
 
@@ -70,7 +72,8 @@ def twice(records: list[Answered]) -> list[Answered]:
     return [record for record in records if len(record.hosts) > 1]
 
 
-def _counting_rules(ports: list[str], address: IPv4Address) -> str:
+def _counting_rules(ports: list[str], address: IPAddress) -> str:
+    family = "ip" if address.version == 4 else "ip6"
     lines = [f"table netdev {TABLE}", f"delete table netdev {TABLE}", f"table netdev {TABLE} {{"]
     for direction, hook in (("in", "ingress"), ("out", "egress")):
         for port in ports:
@@ -78,7 +81,7 @@ def _counting_rules(ports: list[str], address: IPv4Address) -> str:
                 f"  counter {direction}_{port} {{ }}",
                 f"  chain {direction}_{port} {{",
                 f"    type filter hook {hook} device {port} priority 0; policy accept;",
-                f"    ip daddr {address} counter name {direction}_{port}",
+                f"    {family} daddr {address} counter name {direction}_{port}",
                 "  }",
             ]
     return "\n".join([*lines, "}"]) + "\n"

@@ -47,6 +47,17 @@ def test_the_smallest_file_makes_the_usual_lab():
     assert LabSpec.from_json(json.loads(json.dumps(elsewhere.to_json()))) == elsewhere
 
 
+def test_the_usual_places_in_an_ipv6_network_of_ones_own():
+    usual = LabSpec(ipv6=True, hosts=2).complete_document()
+    same = {"lab": {"hosts": 2}, "cluster": {"ip_address": "2001:db8:1::100/64"}}
+    assert build(check(same, "x").complete_document()).nodes[:3] == build(usual).nodes[:3]
+    near = check(same | {"cluster": {"ip_address": "2001:db8:2::9/64"}}, "x")
+    table = {table["name"]: table["address"] for table in near.complete_document()["client"]}
+    assert table == {"client1": "fd00:db8:2::2/64", "client2": "2001:db8:2::200/64"}
+    assert str(near.client_pool("client1")) == "fd00:db8:4000::/34"
+    assert str(near.cluster_ip_address) == "2001:db8:2::9"
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -55,7 +66,8 @@ def test_the_smallest_file_makes_the_usual_lab():
         ({"lab": {}}, "lab.hosts: missing, expected a whole number from 1 to 32"),
         ({"cluster": {}}, "cluster.ip_address: missing, expected an"),
         ({"cluster": {"ip_address": "10.1.0.100/24", "mode": "anycast"}}, 'cluster.mode = "any'),
-        ({"cluster": {"ip_address": "2001:db8::100/64"}}, "expected an IPv4 address in a lab file"),
+        ({"cluster": {"ip_address": "2001:db8::100/125"}}, "so small a network has no usual ones"),
+        ({"bystander": [{"name": "b", "address": "2001:db8::2/64"}]}, "an IPv4 address, as the"),
         ({"host": [{"id": 1, "address": "10.1.0.1/24"}]}, "lab.hosts = 2: expected either"),
         ({"port_rule": [{"ports": "9-1"}]}, 'port_rule[1].ports = "9-1": expected a port'),
         ({"switch": [{"name": "a switch"}]}, 'switch[1].name = "a switch": expected a name'),

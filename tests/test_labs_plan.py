@@ -88,6 +88,7 @@ def test_fault_rules_say_what_is_in_force_and_nothing_else():
 def test_snooping_by_mac_takes_the_lower_23_bits():
     assert group_mac("239.255.0.100") == "01:00:5e:7f:00:64"
     assert group_mac("224.128.1.2") == "01:00:5e:00:01:02"
+    assert group_mac("ff05::efff:cb8") == "33:33:ef:ff:0c:b8", "of an IPv6 group the lower 32"
 
 
 def test_memberships_come_from_the_mdb():
@@ -97,12 +98,17 @@ def test_memberships_come_from_the_mdb():
                 {"dev": "br0", "port": "host1", "grp": "239.255.0.100", "state": "temp"},
                 {"dev": "br0", "port": "br0", "grp": "239.255.0.100", "state": "temp"},
                 {"dev": "br0", "port": "host1", "grp": "ff02::6a", "state": "temp"},
+                {"dev": "br0", "port": "host2", "grp": "03:bf:0a:01:00:64", "state": "perm"},
             ],
             "router": {},
         }
     ]
     found = memberships(json.dumps(mdb), ["br0"])
-    assert found == [("br0", "01:00:5e:7f:00:64", "host1")]
+    assert found == [
+        ("br0", "01:00:5e:7f:00:64", "host1"),
+        ("br0", "03:bf:0a:01:00:64", "host2"),
+        ("br0", "33:33:00:00:00:6a", "host1"),
+    ]
     assert memberships(json.dumps(mdb), ["br1"]) == []
     rules = snooping_ruleset(found, [("br0", "host1"), ("br0", "x"), ("br1", "y")])
     groups = [line for line in rules.splitlines() if "set groups" in line]

@@ -7,6 +7,7 @@ import click
 
 from labs.experiment import (
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -81,6 +82,7 @@ def good(results: list[dict[str, Any]], period_ms: int) -> bool:
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 def command(name: str | None, as_json: bool) -> int:
     """Entry point of ``softnlb lab run asleep``."""

@@ -8,6 +8,7 @@ import click
 
 from labs.experiment import (
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -98,6 +99,7 @@ def good(results: list[dict[str, Any]], limit: float) -> bool:
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 def command(name: str | None, as_json: bool) -> int:
     """Entry point of ``softnlb lab run beside``."""

@@ -7,6 +7,7 @@ import click
 from labs.experiment import (
     ask_agent,
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -135,6 +136,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
+@either_family
 @options
 def command(name: str | None, as_json: bool, data_plane: str) -> int:
     """Entry point of ``softnlb lab run changes``."""

@@ -6,6 +6,7 @@ import click
 
 from labs.experiment import (
     burst,
+    either_family,
     explained_owners,
     lab_for,
     options,
@@ -83,6 +84,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--count", default=CONNECTIONS, show_default=True, help="Connections per mode.")
+@either_family
 @options
 def command(name: str | None, as_json: bool, count: int) -> int:
     """Entry point of ``softnlb lab run connections``."""

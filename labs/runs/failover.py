@@ -7,6 +7,7 @@ import click
 
 from labs.experiment import (
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -97,6 +98,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 def command(name: str | None, as_json: bool) -> int:
     """Entry point of ``softnlb lab run failover``."""

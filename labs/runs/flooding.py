@@ -4,7 +4,14 @@ from typing import Any
 
 import click
 
-from labs.experiment import burst, lab_for, options, own_name, print_table
+from labs.experiment import (
+    burst,
+    either_family,
+    lab_for,
+    options,
+    own_name,
+    print_table,
+)
 from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import LabSpec
@@ -46,7 +53,9 @@ def measure(lab: LabHandle, requests: int) -> dict[str, Any]:
         "bystander_percent": round(100 * received["bystander"] / max(1, sent), 2),
         "fdb": fdb,
         "cluster_mac_learned": any(
-            mac.startswith(("02-BF", "03-BF", "01-00-5E")) for macs in fdb.values() for mac in macs
+            mac.startswith(("02-BF", "03-BF", "01-00-5E", "33-33-EF"))
+            for macs in fdb.values()
+            for mac in macs
         ),
     }
 
@@ -103,6 +112,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--requests", default=REQUESTS, show_default=True, help="HTTP requests per mode.")
+@either_family
 @options
 def command(name: str | None, as_json: bool, requests: int) -> None:
     """Entry point of ``softnlb lab run flooding``."""

@@ -6,6 +6,7 @@ import click
 
 from labs.experiment import (
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -67,6 +68,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 def command(name: str | None, as_json: bool) -> int:
     """Entry point of ``softnlb lab run flush``."""

@@ -7,6 +7,7 @@ import click
 
 from labs.experiment import (
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -94,6 +95,7 @@ def show(result: dict[str, Any]) -> None:
 @click.command(help=__doc__)
 @click.option("--seconds", default=SECONDS, show_default=True, help="How long to watch.")
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="ebpf", show_default=True)
+@either_family
 @options
 def command(name: str | None, as_json: bool, seconds: float, data_plane: str) -> int:
     """Entry point of ``softnlb lab run killed``."""

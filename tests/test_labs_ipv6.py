@@ -1,0 +1,85 @@
+"""A lab whose every address is IPv6: the experiments of IPv4 with the same outcome."""
+
+import json
+
+import pytest
+from scapy.layers.inet import TCP
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrRouting
+from scapy.layers.l2 import Ether
+
+from labs.commentary import Commentator
+from labs.runs import connections, failover, flooding
+from modes.mac import group, group_mac
+from modes.plan import Mode
+from softnlb.config import load
+from tests.labs import running
+
+EVERYBODY = [1, 2, 3]
+ROUTER = "02:00:00:00:00:01"
+
+
+@pytest.fixture(scope="module")
+def lab6():
+    """Three hosts in IGMP mode, at a switch that snoops by MAC address."""
+    choices = {"mode": Mode.IGMP, "switch": "mac", "affinity": "none", "ipv6": True}
+    with running("ipv6", hosts=3, **choices) as handle:
+        yield handle
+
+
+def test_every_connection_is_answered_by_the_one_host_that_explain_names(lab6):
+    result = connections.measure(lab6, 150)
+    assert result["source_addresses"] > 140
+    assert (result["unanswered"], result["seen_by_the_witness"]) == (0, 150)
+    assert result["answered_by_two_hosts"] == 0
+    assert result["answered_by_another_host_than_explain_names"] == 0
+    assert set(result["per_host"]) == set(EVERYBODY), "everybody has a share"
+
+
+def test_frames_reach_the_members_of_the_group_and_nobody_else(lab6):
+    vip = lab6.spec().cluster_ip_address
+    (table,) = json.loads(lab6.output("switch", ["bridge", "-j", "mdb", "show"]))
+    ports = {entry["port"] for entry in table["mdb"] if entry["grp"] == str(group(vip))}
+    assert ports == {"host1", "host2", "host3"}, "by MLD"
+    assert group_mac(vip).hex("-").upper() == "33-33-EF-FF-0C-B8"
+    result = flooding.measure(lab6, 20)
+    assert result["answered"] == 20
+    shares = {port: result["received_percent"][port] for port in ports}
+    assert set(shares.values()) == {100.0}, shares
+    assert result["bystander_percent"] == 0
+    assert not result["cluster_mac_learned"]
+    joined = [json.loads(line) for line in lab6.events().splitlines() if b'"mdb"' in line]
+    assert {entry["port"] for entry in joined if entry["group"] == str(group(vip))} == ports
+
+
+def test_a_dead_host_is_replaced_and_no_other_hosts_connection_breaks(lab6):
+    result = failover.measure(lab6, host_id=2, hold=20)
+    assert result["broken_of_the_dead_host"] > 0
+    assert result["broken_of_other_hosts"] == 0
+    assert set(result["served_afterwards"]) == {1, 3}
+
+
+def test_comments_on_captured_frames(lab6, tmp_path):
+    path = tmp_path / "cluster.toml"
+    path.write_text(lab6.output("host1", ["cat", "/etc/softnlb/cluster.toml"]))
+    config = load(path)
+    dedicated = {host_id: f"2001:db8:1::{host_id}/64" for host_id in (1, 2)}
+    commentator = Commentator(config, "2001:db8:1::100", dedicated, [1, 2, None])
+    slots = len(config.port_rules) + 1
+    commentator.announced(1, [(1 << 60) - 1] * slots, False)
+    commentator.announced(2, [0] * slots, False)
+    frame = Ether(dst=ROUTER) / IPv6(src="2001:db8:4000::7", dst="2001:db8:1::100")
+    syn = bytes(frame / TCP(sport=1025, dport=80, flags="S"))
+    assert commentator.comment(0, False, syn).endswith("host 1: kept (owner: it owns the bucket)")
+    assert "not mine, dropped" in commentator.comment(1, False, syn)
+    assert commentator.comment(2, False, syn).endswith("flooded here, wasted")
+    answer = Ether(dst=ROUTER) / IPv6(src="2001:db8:1::100", dst="2001:db8:4000::7")
+    answer /= TCP(sport=80, dport=1025, flags="SA")
+    assert commentator.comment(0, True, bytes(answer)) == "answer of host 1"
+    answer[TCP].flags = "A"
+    assert commentator.comment(1, True, bytes(answer)).endswith("ANSWERED TWICE")
+    later = bytes(frame / IPv6ExtHdrRouting() / TCP(sport=1025, dport=80, flags="S"))
+    assert "host 1: kept (owner" in commentator.comment(0, False, later)
+    asked = Ether(dst=ROUTER) / IPv6(src="2001:db8:1::254", dst="ff02::1:ff00:100", hlim=255)
+    asked /= ICMPv6ND_NS(tgt="2001:db8:1::100")
+    text = "2001:db8:1::254 asks for the cluster's MAC address"
+    assert commentator.comment(1, False, bytes(asked)) == f"{text}: host 2 keeps it"
