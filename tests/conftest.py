@@ -14,15 +14,17 @@ import pytest
 from softnlb.errors import DataPlaneUnavailable
 from tests.netns import enter_user_namespace
 
-ORDINARY_USER = os.geteuid() != 0
+_ORDINARY = "SOFTNLB_TESTS_OF_AN_ORDINARY_USER"
+ORDINARY_USER = os.geteuid() != 0 or _ORDINARY in os.environ
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any thread exists; where user namespaces are forbidden the error says so."""
     # A shell that starts this in the background has Ctrl-C ignored, and every child inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if not ORDINARY_USER or config.getoption("numprocesses", None):
-        return  # with several processes, each of them is asked once more
+    if not ORDINARY_USER or _ORDINARY in os.environ:
+        return  # the worker processes are born inside, when they have threads already
+    os.environ[_ORDINARY] = "1"
     # Root's own directories in /tmp would be looked for under the same names.
     private = tempfile.mkdtemp(prefix="softnlb-tests-")
     config.add_cleanup(lambda: shutil.rmtree(private, ignore_errors=True))
