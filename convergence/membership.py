@@ -2,12 +2,12 @@
 
 from convergence import conflicts, lease, orphans
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, LEAVING, NEWCOMER, Heartbeat
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER, Heartbeat
 from convergence.losing import lose_if_deaf, note_word
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
 from convergence.stages import Phase, Stage
-from convergence.state import EMBARGO_PERIODS, State, view_digest
+from convergence.state import EMBARGO_PERIODS, State
 
 ADMIT_PERIODS = 2
 """How long a newcomer that could come in waits for others that are about to."""
@@ -187,20 +187,24 @@ def _wait_for_more(state: State, admissible: list[Peer]) -> bool:
     """Whether newcomers wait a little, so that hosts that start together come in together.
 
     Each convergence takes rounds of frames of all to all: 32 hosts that join one by one would
-    spend seconds on what one convergence does.  Nobody waits for a host that a member let in, nor
-    for the merge of a partition.
+    spend seconds on what one convergence does.  Nobody waits for a host that a member let in, for
+    the merge of a partition, or for a host that has taken part for a period and still cannot come
+    in: it does not hear one of us, or is not heard, and may be so for ever.
     """
     if any(not peer.statement.flags & NEWCOMER or _let_in(state, peer) for peer in admissible):
         return False
-    coming = sum(
-        state.now_ms - peer.received_ms < state.death_ms and not peer.statement.flags & LEAVING
-        for peer in state.candidates
-    )
-    if coming == len(admissible):
+    if not any(_may_come(state, peer) for peer in state.candidates if peer not in admissible):
         return False
     if state.admit_by_ms is None:
         state.admit_by_ms = state.now_ms + ADMIT_PERIODS * state.period_ms
     return state.now_ms < state.admit_by_ms
+
+
+def _may_come(state: State, peer: Peer) -> bool:
+    """It joins, or has begun to take part and its and our words about that are on their way."""
+    alive = state.now_ms - peer.received_ms < state.death_ms
+    lately = bool(peer.statement.flags & JOINING) or state.now_ms - peer.tag_ms < state.period_ms
+    return alive and lately and not peer.statement.flags & LEAVING
 
 
 def _comes_untimely(state: State, peer: Peer) -> bool:
@@ -214,17 +218,10 @@ def _comes_untimely(state: State, peer: Peer) -> bool:
 
 def _let_in(state: State, peer: Peer) -> bool:
     """Whether the view that a member shows has this very host in it."""
-    for member in state.view.values():
-        said = member.statement
-        if not said.view & peer.bit:
-            continue
-        theirs = {state.config.host_id: state.own_identity()}
-        for other in (*state.heard.primary.values(), *state.view.values(), peer):
-            if said.view & other.bit:
-                theirs[other.host_id] = other.identity
-        if view_digest(theirs) == said.view_digest:
-            return True
-    return False
+    return any(
+        member.statement.view & peer.bit and state.is_view_with_me(member.statement, peer)
+        for member in state.view.values()
+    )
 
 
 def _resolve_overlap(state: State, peer: Peer) -> None:

@@ -38,6 +38,7 @@ class Peer:
         "source_mac",
         "statement",
         "tag",
+        "tag_ms",
         "vouched",
     )
 
@@ -52,6 +53,9 @@ class Peer:
         self.received_ms = received_ms
         self.since_ms = received_ms
         """Heard without a longer silence since then."""
+        self.tag = -1
+        self.tag_ms = received_ms
+        """Since when it joins, or takes part, as it does now."""
         self.heard_me_ms = -(1 << 62)
         """When I sent the newest frame that it surely heard, while it goes by me."""
         self.vouched: dict[tuple[int, int], int] = {}
@@ -69,7 +73,9 @@ class Peer:
 
     def _read(self, statement: Statement) -> None:
         self.statement = statement
-        self.tag = code_tag(self.code, bool(statement.flags & JOINING))
+        tag = code_tag(self.code, bool(statement.flags & JOINING))
+        if tag != self.tag:
+            self.tag, self.tag_ms = tag, self.received_ms
         draining = bool(statement.flags & DRAINING)
         self.identity = identity(self.host_id, self.code, draining, statement.weights)
 

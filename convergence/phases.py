@@ -85,6 +85,7 @@ def newcomer_must_wait(state: State) -> bool:
     That is one that a host which left has told of, and that I do not hear; one which has not
     heard that I take part now, so that it may begin beside me, or may never hear me; one that has
     been Converged; or, among newcomers that cannot all hear each other, a group with a lower id.
+    A lower one that has me in its view cannot serve before I agree: it is I who choose.
     """
     if _told_of_a_stranger(state):
         return True
@@ -105,7 +106,9 @@ def newcomer_must_wait(state: State) -> bool:
                 return True
         elif peer.counts:
             established = not peer.statement.flags & NEWCOMER
-            if established or (fresh and peer.host_id < lowest):
+            if established:
+                return True
+            if fresh and peer.host_id < lowest and not state.is_view_with_me(peer.statement):
                 return True
     return False
 

@@ -311,6 +311,14 @@ class State:
         """What the view digest covers of me."""
         return identity(self.config.host_id, self.code, self.draining, self.weights())
 
+    def is_view_with_me(self, said: Statement, *more: Peer) -> bool:
+        """Whether the view that this frame shows is one of hosts that I know, and of me as I am."""
+        theirs = {self.config.host_id: self.own_identity()}
+        for other in (*self.heard.primary.values(), *self.view.values(), *more):
+            if said.view & other.bit:
+                theirs[other.host_id] = other.identity
+        return view_digest(theirs) == said.view_digest
+
     def recompute_candidates(self) -> None:
         """Hosts that are heard and are no members."""
         view = self.view
