@@ -46,7 +46,7 @@ AGE_UNITS = 250
 """An age byte counts units of tolerance x period / 250."""
 
 LISTENED_MAX = 255
-"""For how long a joining host has listened, in units of an age, when it is this long or longer."""
+"""For how long a newcomer has listened, in units of an age, when it is this long or longer."""
 
 CODE_TAG = 0xF0
 SEQUENCE_TAG = 0x0F
@@ -122,7 +122,7 @@ class Heartbeat:
     heard, also from a report that was long on its way.  The tag at the sender's own place names
     another host that uses the sender's host id.
     ``accepts``: which signatures the sender believes, see ``auth.Keyring``.
-    ``listened``: for how long a joining host has listened, in the same units, at most 255.
+    ``listened``: for how long a newcomer has listened, in the same units, at most 255.
     """
 
     __slots__ = (

@@ -55,9 +55,15 @@ def heard_until_ms(state: State) -> int:
     until = FOREVER
     for peer in state.heard.primary.values():
         if state.now_ms - peer.received_ms < state.death_ms and counts(state, peer):
-            heard_ms = max(peer.since_ms, peer.heard_me_ms + bonus_ms)
+            longer_ms = bonus_ms if _heard_established(state, peer) else 0
+            heard_ms = max(peer.since_ms, peer.heard_me_ms + longer_ms)
             until = min(until, heard_ms + state.lease_ms)
     return until
+
+
+def _heard_established(state: State, peer: Peer) -> bool:
+    """It heard me as what I am; a newcomer waits no longer than T x P for another newcomer."""
+    return peer.heard_me_ms >= state.established_sent_ms
 
 
 def valid_until_ms(state: State) -> int:
@@ -132,8 +138,8 @@ def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
         peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
     if not counts(state, peer):
         return False
-    trusts_me = bool(in_view or newcomer)
-    state.two_view = trusts_me and not (state.others | said.view) & ~(state.bit | peer.bit)
+    waits = bool(in_view or (newcomer and _heard_established(state, peer)))
+    state.two_view = waits and not (state.others | said.view) & ~(state.bit | peer.bit)
     holds = not state.newcomer or any(state.current)
     if holds and received_ms >= heard_until_ms(state) + state.period_ms:
         return True
@@ -148,7 +154,9 @@ def no_longer_alone(state: State, admitted: list[Peer]) -> None:
     """Members from now on: what kept my lease while I was alone goes on to count."""
     heard_ms = min(max(peer.since_ms, peer.heard_me_ms) for peer in admitted)
     state.known_heard_ms = max(state.known_heard_ms, heard_ms)
-    state.two_view = len(admitted) == 1
+    peer = admitted[0]
+    waits = _heard_established(state, peer) or not peer.statement.flags & NEWCOMER
+    state.two_view = len(admitted) == 1 and waits
 
 
 def _heard_of_me(state: State, peer: Peer, received_ms: int) -> int:
@@ -173,5 +181,9 @@ def note_sent(state: State) -> None:
     state.sends.append(state.now_ms)
     if len(state.sends) > SENDS_MAX:
         del state.sends[: SENDS_MAX // 2]
+    if state.newcomer:
+        state.established_sent_ms = FOREVER
+    elif state.established_sent_ms == FOREVER:
+        state.established_sent_ms = state.now_ms
     if state.others and not state.others & (state.others - 1):
         state.two_view_sent_ms = state.now_ms

@@ -7,7 +7,7 @@ from convergence.losing import lose_if_deaf, note_word
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
 from convergence.stages import Phase, Stage
-from convergence.state import EMBARGO_PERIODS, State
+from convergence.state import EMBARGO_PERIODS, NEVER, State
 
 ADMIT_PERIODS = 2
 """How long a newcomer that could come in waits for others that are about to."""
@@ -22,14 +22,15 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
         peer = state.heard.find(host_id, said.host_code)
     if peer is None:
         peer = Peer(heartbeat, received_ms, source_mac)
-        peer.since_ms -= heartbeat.listened * state.death_ms // AGE_UNITS
+        _heard_anew(state, peer)
         before = None
     else:
         before = peer.statement
         was_tag = peer.tag
-        if received_ms - peer.received_ms >= state.death_ms:
-            peer.since_ms = received_ms - heartbeat.listened * state.death_ms // AGE_UNITS
+        silent = received_ms - peer.received_ms >= state.death_ms
         peer.update(heartbeat, received_ms)
+        if silent:
+            _heard_anew(state, peer)
         if peer.tag != was_tag:
             # It began to take part, and waits to be heard as what it is now.
             state.heard.forget_masks()
@@ -52,6 +53,14 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
     if state.joining or state.stage is Stage.LEAVING:
         return
     _hear_started(state, peer, quiet)
+
+
+def _heard_anew(state: State, peer: Peer) -> None:
+    """For the first time, or after a long silence: since when could it tell that it hears me?"""
+    peer.since_ms = peer.received_ms - peer.heartbeat.listened * state.death_ms // AGE_UNITS
+    if peer.statement.flags & NEWCOMER and peer.reports(state.index, state.tag):
+        # It tells when it heard me, only I did not hear it: no reason to wait for more.
+        peer.since_ms = NEVER
 
 
 def _hear_started(state: State, peer: Peer, quiet: bool) -> None:

@@ -89,7 +89,7 @@ def send(state: State) -> None:
         bytes(tags),
         key.id if key else 0,
         accepts=keyring.accepts,
-        listened=_listened(state) if state.joining else 0,
+        listened=_listened(state) if state.newcomer else 0,
     )
     payload = encode(heartbeat)
     state.outputs.append(SendFrame(sign(payload, key) if key else payload))
@@ -107,7 +107,7 @@ def send(state: State) -> None:
 
 
 def _listened(state: State) -> int:
-    """For how long I have listened at the end of this unit of age; at most what a frame can say."""
+    """For how long I have been new at the end of this unit of age; at most what a frame can say."""
     units = (state.now_ms - state.started_ms) * AGE_UNITS // state.death_ms + 1
     return min(units, LISTENED_MAX)
 

@@ -157,6 +157,8 @@ class State:
     two_view: bool = False
     """Only one other host can give me up, and it waits longer."""
     two_view_sent_ms: int = NEVER
+    established_sent_ms: int = FOREVER
+    """When I first said that I am no newcomer any more."""
     judge_after_ms: int = 0
     expiry_ms: int = FOREVER
     sends: list[int] = field(default_factory=list)

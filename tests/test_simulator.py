@@ -44,6 +44,7 @@ REGRESSIONS = {
     100297: "a newcomer that stopped in the moment of its start made a lone host's lease lapse",
     4690: "two hosts, one mute, with one's patience shorter than the other's lease",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
+    500003: "a lease was as long as if a newcomer waited longer for what it knew as a newcomer",
 }
 
 

@@ -59,6 +59,7 @@ byte code[N]; bit joining[N]; bit newcomer[N]; byte listened[N];
 short view[N]; byte generation[N]; byte phase[N];
 byte current[N]; byte ready[N]; byte goal[N];
 byte known_heard[N]; bit two_view[N]; byte two_sent[N]; bit distrust[N]; byte embargo[N];
+byte established[N];    /* ticks since it first said that it is no newcomer */
 Row heard[N];
 Frame frame[N];
 byte pauses = PAUSES; byte losses = LOSSES; byte mutes = MUTES;
@@ -84,9 +85,14 @@ hidden byte accepts[N]; hidden byte share[N]; hidden byte held[N]; hidden byte g
 #define OTHERS(i,v)   ((v) & ~(15 << (4 * (i))))
 #define BOTH(i,j)     ((15 << (4 * (i))) | (15 << (4 * (j))))
 #define FIRST(bits)   (((bits) & 1) -> 1 : (bits))
+#define FIRST_OF(set) (((set) & 1) -> 0 : (((set) & 2) -> 1 : 2))
 #define COUNT(bits)   (((bits) & 1) + ((bits) >> 1))
 #define LEAST(x,y)    (((x) < (y)) -> (x) : (y))
 #define MOST(x,y)     (((x) > (y)) -> (x) : (y))
+/* A newcomer waits no longer than T x P for a host that it heard as a newcomer. */
+#define HEARD_ESTABLISHED(i,j) (!newcomer[i] && REC(i,j).heard_me <= established[i])
+/* A newcomer that hears me tells when, only I did not hear it before. */
+#define SINCE(i,j)    ((frame[j].newcomer && frame[j].tag[i] == MY_TAG(i)) -> OLD : frame[j].age)
 #define OLDER(x)      x = LEAST((x) + 1, OLD)
 
 /* No member beside me, or only one that was restarted since. */
@@ -114,7 +120,10 @@ inline lapsed(i, x) {
        :: a != i && REC(i, a).known && REC(i, a).age < DEATH ->
           /* alone: whoever may come to serve beside me counts */
           n = 4 * REC(i, a).heard_me;
-          n = (n > 4 * EMBARGO + 1 -> n - 4 * EMBARGO - 1 : 0);
+          if
+          :: HEARD_ESTABLISHED(i, a) -> n = (n > 4 * EMBARGO + 1 -> n - 4 * EMBARGO - 1 : 0)
+          :: else
+          fi;
           n = LEAST(n, 4 * REC(i, a).since);
           n = (n > 4 * x -> n - 4 * x : 0);
           if :: n >= 4 * LEASE -> q = MOST(q, n - 4 * LEASE + 1) :: else fi
@@ -157,6 +166,7 @@ inline send(i) {
     fi
   }
   if :: n == 1 -> two_sent[i] = 0 :: else fi;
+  if :: newcomer[i] -> established[i] = 0 :: else fi;
   dirty = 0
 }
 
@@ -355,7 +365,10 @@ inline admit(i) {
        fi
      }
      if
-     :: no -> known_heard[i] = LEAST(known_heard[i], n); two_view[i] = (COUNT(q) == 1 || q == 4)
+     :: no ->
+        known_heard[i] = LEAST(known_heard[i], n);
+        a = FIRST_OF(q);
+        two_view[i] = (q == (1 << a) && (HEARD_ESTABLISHED(i, a) || !REC(i, a).newcomer))
      :: else
      fi;
      b++; restart(i, b)
@@ -424,16 +437,25 @@ inline become_known(i, j) {
      if
      :: REC(i, j).known && REC(i, j).age < 2 -> stop = 1
      :: else ->
+        REC(i, j).since = SINCE(i, j);
         if
         :: MEMBER(i, j) ->
-           REC(i, j).old_current = REC(i, j).current; REC(i, j).old_age = REC(i, j).age
+           REC(i, j).old_current = REC(i, j).current; REC(i, j).old_age = REC(i, j).age;
+           if                     /* my only member: that makes no lease longer */
+           :: OTHERS(i, view[i]) == OTHERS(i, view[i] & BOTH(i, j)) ->
+              REC(i, j).since = MOST(SINCE(i, j), known_heard[i])
+           :: else
+           fi
         :: else
         fi;
-        REC(i, j).since = frame[j].age; REC(i, j).heard_me = OLD; REC(i, j).vouched = OLD;
+        REC(i, j).heard_me = OLD; REC(i, j).vouched = OLD;
         dirty = 1
      fi
   :: else ->
-     if :: REC(i, j).age >= DEATH + frame[j].age -> REC(i, j).since = frame[j].age :: else fi;
+     if
+     :: REC(i, j).age >= DEATH + frame[j].age -> REC(i, j).since = SINCE(i, j)
+     :: else
+     fi;
      if :: REC(i, j).joining != frame[j].joining -> dirty = 1 :: else fi
   fi
 }
@@ -449,7 +471,7 @@ inline note_heard(i, j) {
   is_alone(i);
   if
   :: !frame[j].joining || yes ->
-     two_view[i] = ((IN(frame[j].view, i) || frame[j].newcomer) &&
+     two_view[i] = ((IN(frame[j].view, i) || (frame[j].newcomer && HEARD_ESTABLISHED(i, j))) &&
                     ((OTHERS(i, view[i]) | frame[j].view) & ~BOTH(i, j)) == 0);
      lapsed(i, frame[j].age);
      if
@@ -597,7 +619,7 @@ inline tick() {
     if :: joining[c] && listened[c] < DEATH -> listened[c]++ :: else fi;
     if :: embargo[c] -> embargo[c]-- :: else fi;
     distrust[c] = 0;
-    OLDER(known_heard[c]); OLDER(two_sent[c]);
+    OLDER(known_heard[c]); OLDER(two_sent[c]); OLDER(established[c]);
     m = LEAST(m, generation[c]);
     no = 0;
     for (a : 0 .. N - 1) {
