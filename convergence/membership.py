@@ -119,6 +119,9 @@ def _become_primary(state: State, peer: Peer) -> bool:
     if primary is not None and not is_member and not silent_enough(state, primary, peer):
         state.heard.rivals[host_id] = peer
         return False
+    if state.others == peer.bit and not is_member:
+        # My only member restarted: that makes no lease longer than what its predecessor heard.
+        peer.since_ms = min(peer.since_ms, state.known_heard_ms)
     state.heard.promote(peer)
     state.recompute_candidates()
     # Heard for the first time: let it know that it is heard.
