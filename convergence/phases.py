@@ -179,13 +179,19 @@ def _take(state: State) -> bool:
     """Take what nobody else holds any more; True when the whole target is held."""
     complete = True
     embargo = state.now_ms < state.embargo_until_ms
+    # No members, but they hear me as I hear them: one of us would have to let go again.
+    rivals = [
+        peer
+        for peer in state.candidates
+        if state.now_ms - peer.received_ms < state.death_ms and peer.reports(state.index, state.tag)
+    ]
     for slot, wanted in enumerate(state.target or ()):
         missing = wanted & ~state.current[slot]
         if not missing:
             continue
         if not embargo:
             held = 0
-            for peer in state.view.values():
+            for peer in (*state.view.values(), *rivals):
                 held |= peer.statement.current[slot]
             state.hold(slot, state.current[slot] | (missing & ~held))
             state.newcomer = state.newcomer and not state.current[slot]
