@@ -12,7 +12,8 @@ from convergence.rules import ALL_BUCKETS, BUCKETS
 from convergence.stages import Phase
 from tests.simulator.world import Host, World
 
-NEVER = -(1 << 60)
+FOREVER = 1 << 60
+NEVER = -FOREVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,10 @@ class OneOwner(Checker):
     """Two live hosts never accept the same bucket of the same rule at the same moment.
 
     Exact, except between hosts that are parted: no way for frames, through other members, from
-    each to the other.  A mute host is not parted: it hears the others and must stop.
-    ``merge_ms`` after a partition healed nothing may be owned twice any more (guarantee "merge");
-    when it did not heal but became a broken pair or a mute host, ``lapse_ms`` after.
+    each to the other.  A mute host is not parted from those it hears: it must stop.
+    ``merge_ms`` after a partition healed nothing may be owned twice any more (guarantee "merge"):
+    counted from when both are awake and hear each other.  While they do not, because one sleeps or
+    the partition became a broken pair or a mute host, ``lapse_ms`` from then on.
     """
 
     name = "one-owner"
@@ -71,6 +73,7 @@ class OneOwner(Checker):
         self.merge_ms = merge_ms
         self.lapse_ms = lapse_ms
         self.parted_until: dict[tuple[int, int], int] = {}
+        self.direct: set[tuple[int, int]] = set()
         self.links: object = None
 
     def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
@@ -88,27 +91,24 @@ class OneOwner(Checker):
                 continue
             theirs = other.plane.accepts(world.now_ms + other.clock_ms)
             twice = overlap(mine, theirs)
-            if twice and not self.parted(host, other):
+            if twice and not self.parted(host.host_id, other.host_id):
                 pair = f"hosts {host.host_id} and {other.host_id}"
                 self.fail(f"{pair} both accept {', '.join(twice)}")
 
-    def parted(self, one: Host, other: Host) -> bool:
+    def parted(self, one: int, other: int) -> bool:
         """These two cannot agree now, or could not until a moment ago."""
-        pair = (min(one.host_id, other.host_id), max(one.host_id, other.host_id))
-        until_ms = self.parted_until.get(pair, NEVER)
-        if one.asleep or other.asleep:
-            # It cannot know yet; its lease ends by itself.
-            until_ms += self.lapse_ms
-        elif until_ms < (woke_ms := max(one.woke_ms, other.woke_ms)) <= until_ms + self.lapse_ms:
-            until_ms = woke_ms + self.merge_ms
-        return self.world.now_ms <= until_ms
+        pair = (min(one, other), max(one, other))
+        return self.world.now_ms <= self.parted_until.get(pair, NEVER)
 
     def note_links(self) -> None:
         """Links, or the hosts that could pass something on, changed: who is parted now?"""
         world = self.world
         network = world.network
-        relays = {one.host_id for one in world.hosts.values() if is_member(one) and not one.asleep}
-        links = network.signature(), relays
+        awake = {one.host_id for one in world.hosts.values() if not one.asleep}
+        relays = {name for name in awake if is_member(world.hosts[name])}
+        if any(world.now_ms <= until_ms < FOREVER for until_ms in self.parted_until.values()):
+            self._note_joined(awake)
+        links = network.signature(), relays, awake
         if links == self.links:
             return
         self.links = links
@@ -117,23 +117,58 @@ class OneOwner(Checker):
             for other in names[place + 1 :]:
                 pair = (one, other)
                 if network.broken and self._parted_now(one, other, relays):
-                    self.parted_until[pair] = 1 << 60
-                elif self.parted_until.get(pair) == 1 << 60:
+                    self.parted_until[pair] = FOREVER
+                    self.direct.discard(pair)
+                elif self.parted(one, other):
                     direct = network.passes(one, other) and network.passes(other, one)
-                    patience_ms = self.merge_ms if direct else self.lapse_ms
-                    self.parted_until[pair] = world.now_ms + patience_ms
-                    world.at(world.now_ms + patience_ms + 1, self._merged, pair)
+                    self._note_meeting(pair, direct and one in awake and other in awake)
+
+    def _note_meeting(self, pair: tuple[int, int], direct: bool) -> None:
+        """They were parted and are not any more."""
+        world = self.world
+        if self.parted_until[pair] < FOREVER and direct == (pair in self.direct):
+            return
+        if direct:
+            self.direct.add(pair)
+        else:
+            self.direct.discard(pair)
+        patience_ms = self.merge_ms if direct else self.lapse_ms
+        self.parted_until[pair] = world.now_ms + patience_ms
+        world.at(world.now_ms + patience_ms + 1, self._merged, pair)
+
+    def _note_joined(self, awake: set[int]) -> None:
+        """Who joins one half of a partition takes buckets over that the other half has, too."""
+        views = {name: view_of(self.world.hosts[name]) for name in awake}
+        for pair, until_ms in list(self.parted_until.items()):
+            if not self.world.now_ms <= until_ms < FOREVER:
+                continue
+            for half, other in (pair, pair[::-1]):
+                apart = view_of(self.world.hosts[other]) | {other}
+                for name in views.get(half, set()) - apart:
+                    if half in views.get(name, ()) and other not in views[name]:
+                        joined = min(name, other), max(name, other)
+                        self._note_inherited(joined, until_ms, other in awake)
+
+    def _note_inherited(self, pair: tuple[int, int], until_ms: int, awake: bool) -> None:
+        network = self.world.network
+        if self.parted_until.get(pair, NEVER) < until_ms:
+            self.parted_until[pair] = FOREVER
+            direct = network.passes(*pair) and network.passes(*pair[::-1])
+            self._note_meeting(pair, direct and awake)
 
     def _parted_now(self, one: int, other: int, relays: set[int]) -> bool:
         network = self.world.network
-        if network.reaches(one, other, relays) and network.reaches(other, one, relays):
-            return False
+        there = network.reaches(one, other, relays)
+        back = network.reaches(other, one, relays)
+        if there == back:
+            # Neither can learn anything of the other, whomever else it hears.
+            return not there
         return not (is_mute(self.world, one) or is_mute(self.world, other))
 
     def _merged(self, pair: tuple[int, int]) -> None:
-        one, other = (self.world.hosts[name] for name in pair)
-        if self.parted(one, other):
+        if self.parted(*pair):
             return
+        one, other = (self.world.hosts[name] for name in pair)
         now_ms = self.world.now_ms
         twice = overlap(
             one.plane.accepts(now_ms + one.clock_ms), other.plane.accepts(now_ms + other.clock_ms)
@@ -141,6 +176,12 @@ class OneOwner(Checker):
         if twice:
             text = f"hosts {pair[0]} and {pair[1]} still both accept {', '.join(twice)}"
             self.violations.append(Violation("merge", now_ms, text))
+
+
+def view_of(host: Host) -> set[int]:
+    """Host ids that this host says are members, without its own; none while stopped."""
+    members = host.machine.status(host.clock_ms).members
+    return {member.host_id for member in members} - {host.host_id}
 
 
 def is_mute(world: World, name: int) -> bool:
