@@ -24,3 +24,14 @@ def test_scenario(path: Path) -> None:
 
 def test_there_are_scenarios() -> None:
     assert len(FILES) >= 70
+
+
+def test_the_table_of_scenarios_names_all_of_them() -> None:
+    """Every row of the README ends with names of files that there are; no file is missing."""
+    rows = [
+        line.rsplit("|", 2)[1].strip()
+        for line in (FILES[0].parent / "README.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    named = {name for row in rows if row != "files" for name in row.split(", ")}
+    assert named == {path.stem for path in FILES}
