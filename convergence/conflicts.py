@@ -112,8 +112,11 @@ def _outranks(said: Statement, members: int, i_win_ties: bool) -> bool:
 
 def other_configuration(
     state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
-) -> None:
-    """A verified heartbeat of this cluster whose configuration digest differs from mine."""
+) -> Peer | None:
+    """A verified heartbeat of this cluster whose configuration digest differs from mine.
+
+    Returns its sender when this host gives way to it.
+    """
     said = heartbeat.statement
     peer = state.strangers.get(said.host_id)
     if peer is not None and peer.code == said.host_code:
@@ -132,6 +135,8 @@ def other_configuration(
     )
     if _yields_to_configuration(state, peer):
         give_way(state, f"host {said.host_id} has another configuration")
+        return peer
+    return None
 
 
 def _difference(state: State, said: Statement) -> str:

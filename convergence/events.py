@@ -8,8 +8,13 @@ handed it over.  Outputs are carried out by the agent in the order in which they
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 from convergence.auth import Keyring
+from convergence.change_frame import ChangeName
+
+if TYPE_CHECKING:
+    from convergence.state import HostConfig
 
 
 class CommandError(Exception):
@@ -93,7 +98,47 @@ class HostProbed:
     gone: bool
 
 
-Input = FrameReceived | Tick | CommandReceived | IdleScanned | HostProbed
+@dataclass(frozen=True, slots=True)
+class ChangeProposed:
+    """The operator wants this change made by all members at once.
+
+    ``change``: at most ``change_frame.BODY_MAX_BYTES``.  Aborted at ``until_ms`` at the latest.
+    Raises ``CommandError`` when no change can be made now.
+    """
+
+    now_ms: int
+    change: bytes
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeStaged:
+    """The answer to a ``StageChange``: staged durably, or not at all and why."""
+
+    now_ms: int
+    change: ChangeName
+    config: "HostConfig | None"
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationRecalled:
+    """The answer to a ``RecallConfiguration``: the configuration as it was kept."""
+
+    now_ms: int
+    config: "HostConfig"
+
+
+Input = (
+    FrameReceived
+    | Tick
+    | CommandReceived
+    | IdleScanned
+    | HostProbed
+    | ChangeProposed
+    | ChangeStaged
+    | ConfigurationRecalled
+)
 
 
 # ---------------------------------------------------------------- outputs
@@ -155,7 +200,38 @@ class LogEvent:
     fields: dict[str, object] = field(default_factory=dict)
 
 
-Output = SendFrame | MapsChanged | LeaseRenewed | ProbeHost | LogEvent
+@dataclass(frozen=True, slots=True)
+class StageChange:
+    """Apply this change to a copy of the configuration, keep it durably, say ``ChangeStaged``."""
+
+    name: ChangeName
+    change: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationSwitched:
+    """From now on the configuration with this digest is in force; the maps follow."""
+
+    config_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecallConfiguration:
+    """The others run a configuration that this host keeps beside its own: it is wanted back."""
+
+    config_digest: bytes
+
+
+Output = (
+    SendFrame
+    | MapsChanged
+    | LeaseRenewed
+    | ProbeHost
+    | LogEvent
+    | StageChange
+    | ConfigurationSwitched
+    | RecallConfiguration
+)
 
 
 # ---------------------------------------------------------------- what a user may ask

@@ -35,16 +35,32 @@ later, for I may have missed the last of them.  A deaf member is left behind; of
 hear each other one leaves.  *Leaving*: hand over with weight 0, then say so until nobody's view
 holds me.
 
+*Changing the rules* of the whole cluster at once: see ``staging``.
+
 Every input first checks the clock: a process that was stopped for longer than its lease holds
 nothing any more, whatever it believed before.
 
 The phases and all transitions between them stand in one table, ``phases.TRANSITIONS``.
 """
 
-from convergence import commands, lease, losing, membership, orphans, phases, reception, reporting
+from convergence import (
+    commands,
+    lease,
+    losing,
+    membership,
+    orphans,
+    phases,
+    reception,
+    reporting,
+    staging,
+)
+from convergence.change_frame import ChangeName
 from convergence.events import (
+    ChangeProposed,
+    ChangeStaged,
     CommandError,
     CommandReceived,
+    ConfigurationRecalled,
     Convergence,
     FrameReceived,
     HostProbed,
@@ -86,9 +102,17 @@ class Machine:
             orphans.scanned(state, event)
         elif isinstance(event, HostProbed):
             orphans.probed(state, event)
+        elif isinstance(event, ChangeProposed):
+            staging.propose(state, event)
+        elif isinstance(event, ChangeStaged):
+            staging.staged(state, event)
+        elif isinstance(event, ConfigurationRecalled):
+            staging.recalled(state, event)
         # Whatever came in: frames in quick succession must not keep the listening from ending.
         if isinstance(event, Tick) or (state.joining and state.stage is not Stage.STOPPED):
             self._tick()
+        if state.staging.change is not None:
+            staging.go_on(state)
         if state.stage in (Stage.STOPPING, Stage.LEAVING):
             commands.go_on_stopping(state)
         reporting.finish(state)
@@ -135,6 +159,22 @@ class Machine:
     def rule_states(self) -> tuple[str, ...]:
         """Per slot: "enabled", "disabled" or "draining" on this host."""
         return tuple(rule.value for rule in self._state.rule_states)
+
+    @property
+    def change(self) -> tuple[ChangeName, bytes] | None:
+        """The change of the whole cluster that is being staged, and its digest."""
+        change = self._state.staging.change
+        return None if change is None or change.aborted else (change.name, change.digest)
+
+    @property
+    def change_waits_for(self) -> tuple[int, ...]:
+        """The members that have not staged the change that this host proposed."""
+        return tuple(staging.missing(self._state))
+
+    @property
+    def change_outcome(self) -> tuple[ChangeName, str] | None:
+        """Of the last change that this host proposed: "" for done, or why it was aborted."""
+        return self._state.staging.outcome
 
     def history_since(self, length: int) -> tuple[int, tuple[Convergence, ...]]:
         """How many lines the convergence history ever had, and those after the first ``length``."""

@@ -1,6 +1,6 @@
 """Who is a member: hearing hosts, letting them in, settling who owns what after a partition."""
 
-from convergence import conflicts, lease, orphans
+from convergence import conflicts, lease, orphans, switching
 from convergence.events import Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER, Heartbeat
 from convergence.losing import lose_if_deaf, note_word
@@ -93,6 +93,8 @@ def _hear_member(state: State, peer: Peer) -> None:
         change_view(state, f"host {peer.host_id} leaves", said.generation)
         if not state.others:
             _beware_of_unheard(state, said.view & ~peer.bit)
+    elif state.staging.lagging & peer.bit and not switching.settle(state, peer):
+        return
     elif state.known_identity[peer.host_id] != peer.identity:
         change_view(state, f"host {peer.host_id} changed its weights", said.generation)
     elif said.generation > state.generation:

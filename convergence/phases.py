@@ -64,7 +64,11 @@ def note_agreement(state: State, peer: Peer) -> None:
     """Remember how far this member's newest frame has come in my generation and view."""
     said = peer.statement
     bit = peer.bit
-    if said.generation == state.generation and said.view_digest == state.view_digest:
+    if (
+        said.generation == state.generation
+        and said.view_digest == state.view_digest
+        and said.config_digest == state.config.config_digest
+    ):
         state.agree |= bit
         phase = said.phase
         state.stable1 = (

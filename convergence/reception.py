@@ -3,8 +3,9 @@
 Cheap checks first: shape and cluster, then the MAC, and only then what the frame says.
 """
 
-from convergence import conflicts, membership
+from convergence import conflicts, membership, staging, switching
 from convergence.auth import Authentication, Verdict
+from convergence.change_frame import CHANGE_SIGNATURE
 from convergence.events import FrameReceived
 from convergence.heartbeat import (
     KEY_ID_OFFSET,
@@ -25,6 +26,9 @@ def receive(state: State, event: FrameReceived) -> None:
     """Sort a frame: malformed, foreign, another cluster's, unverifiable, mine, replayed, ... or
     a member's or would-be member's heartbeat, which alone goes on to ``membership.hear``."""
     payload = event.payload
+    if payload[:4] == CHANGE_SIGNATURE:
+        staging.receive(state, event)
+        return
     try:
         cluster_ip = screen(payload)
         if isinstance(cluster_ip, Foreign):
@@ -55,9 +59,22 @@ def receive(state: State, event: FrameReceived) -> None:
     elif said.config_digest != state.config.config_digest or (
         len(said.current) != len(state.rules)
     ):
-        conflicts.other_configuration(state, frame, received_ms, event.source_mac)
+        _other_configuration(state, frame, received_ms, event.source_mac)
     else:
         membership.hear(state, frame, received_ms, event.source_mac)
+
+
+def _other_configuration(
+    state: State, frame: Heartbeat, received_ms: int, source_mac: bytes
+) -> None:
+    """A member in the middle of a change of the whole cluster, or somebody to keep apart from."""
+    counted = switching.hear_other(state, frame, received_ms)
+    if counted is not None:
+        membership.hear(state, counted, received_ms, source_mac)
+        return
+    winner = conflicts.other_configuration(state, frame, received_ms, source_mac)
+    if winner is not None:
+        switching.offer(state, winner)
 
 
 def _is_fresh(state: State, frame: Heartbeat, verdict: Verdict) -> bool:

@@ -1,6 +1,6 @@
 """What leaves the machine: maps to install, leases, frames, and the answer to a query."""
 
-from convergence import lease, orphans
+from convergence import lease, orphans, staging
 from convergence.auth import sign
 from convergence.events import (
     HostState,
@@ -94,6 +94,7 @@ def send(state: State) -> None:
     payload = encode(heartbeat)
     state.outputs.append(SendFrame(sign(payload, key) if key else payload))
     lease.note_sent(state)
+    staging.say(state)
     if now_ms >= state.next_send_ms:
         state.next_send_ms = now_ms + state.period_ms
     else:

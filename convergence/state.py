@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from convergence.auth import Keyring, ReplayGuard
+from convergence.change import Staging
 from convergence.events import Convergence, LogEvent, Output, Severity
 from convergence.heartbeat import (
     AGE_NONE,
@@ -57,7 +58,9 @@ class HostConfig:
 
     ``rules``: the user's, without the default rule, which gets the last slot.  ``load_weights``
     (0..100) and ``handling_priorities`` (1..32): one per rule.  ``config_digest``: 8 bytes over
-    all that hosts must share; the keyring is not part of that.
+    all that hosts must share; the keyring is not part of that.  ``hash_seed``: with another one
+    buckets mean other clients.  ``kept_digests``: of the configurations that this host keeps on
+    its disk beside this one.
     """
 
     host_id: int
@@ -70,6 +73,8 @@ class HostConfig:
     keyring: Keyring = Keyring()
     period_ms: int = 1000
     tolerance: int = 5
+    hash_seed: int = 0
+    kept_digests: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.host_id <= HOST_ID_MAX:
@@ -162,6 +167,8 @@ class State:
     judge_after_ms: int = 0
     expiry_ms: int = FOREVER
     sends: list[int] = field(default_factory=list)
+    # a change of the whole cluster
+    staging: Staging = field(default_factory=Staging)
     # idle and orphaned buckets
     idle: list[int] = field(default_factory=list)
     orphan: list[int] = field(default_factory=list)
@@ -186,6 +193,16 @@ class State:
         self.period_ms = config.period_ms
         self.death_ms = config.tolerance * config.period_ms
         self.lease_ms = self.death_ms - config.period_ms
+        self.index = config.host_id - 1
+        self.bit = 1 << self.index
+        self.tag = 0
+        self.cluster_ip = config.cluster_ip_address.packed
+        self.staging.kept = dict.fromkeys(config.kept_digests)
+        self.obey(config)
+
+    def obey(self, config: HostConfig) -> None:
+        """Go by these rules, holding nothing.  Identity and timers stay as they are."""
+        self.config = config
         self.rules = (*config.rules, DEFAULT_RULE)
         self.rule_codes = (*(rule.code for rule in config.rules), 0)
         slots = len(self.rules)
@@ -194,15 +211,11 @@ class State:
         self.orphan = [0] * slots
         self.rule_states = [RuleState.ENABLED] * slots
         self.load_weights = list(config.load_weights)
-        self.index = config.host_id - 1
-        self.bit = 1 << self.index
-        self.tag = 0
         self.single_host_slots = tuple(
             slot
             for slot, rule in enumerate(config.rules)
             if rule.filtering_mode is FilteringMode.SINGLE_HOST
         )
-        self.cluster_ip = config.cluster_ip_address.packed
 
     # ------------------------------------------------------------ what I say
 

@@ -16,6 +16,7 @@ from functools import partial
 from convergence.events import (
     Command,
     CommandReceived,
+    ConfigurationSwitched,
     FrameReceived,
     HostState,
     IdleScanned,
@@ -25,14 +26,17 @@ from convergence.events import (
     MapsChanged,
     Output,
     ProbeHost,
+    RecallConfiguration,
     SendFrame,
     Severity,
+    StageChange,
     Tick,
 )
 from convergence.machine import Machine
 from softnlb import sockdiag, state
 from softnlb.answers import Answers
 from softnlb.arp_probe import Probes
+from softnlb.changes import Changes
 from softnlb.config import ClusterConfig
 from softnlb.control import ControlServer, socket_path
 from softnlb.errors import SoftnlbError
@@ -80,12 +84,13 @@ class Agent:
         self.history = History(self.directory, config.host_id)
         self._notifier = notifier or Notifier({})
         self.serving: Serving | None = None
-        self.machine = Machine(host_config(config), boot_ms())
         self._next_check_ms = 0
         self._running = True
         self._watched: tuple[int, ...] = ()
         self._restart = False
         self._loop = selectors.DefaultSelector()
+        self.changes = Changes(self, self._loop)
+        self._new_machine()
         self._sockets = SocketWatch()
         self._loop.register(self._sockets, selectors.EVENT_READ, self._scanned)
         self._probes = Probes()
@@ -94,7 +99,7 @@ class Agent:
         self._answers = Answers(self)
         self.control.handler = self._answers.answer
         self._remote: RemoteControl | None = None
-        self._open_remote()
+        self.open_remote()
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
         self._signals = Signals()
         self._loop.register(self._signals, selectors.EVENT_READ, self._signalled)
@@ -152,6 +157,7 @@ class Agent:
         if self.serving is not None and now_ms >= self._next_check_ms:
             self._next_check_ms = now_ms + CHECK_MS
             self._look_after()
+        self.changes.after_step()
         self._notifier.advance(now_ms)
 
     def step(self, event: Input) -> None:
@@ -169,6 +175,8 @@ class Agent:
             self.tell(output)
         elif serving is None:
             return
+        elif isinstance(output, StageChange | RecallConfiguration | ConfigurationSwitched):
+            self.changes.obey(output)
         elif isinstance(output, SendFrame):
             if serving.heartbeats is not None:
                 serving.heartbeats.send(output.payload)
@@ -299,16 +307,10 @@ class Agent:
 
     def reload(self) -> str:
         """Read the configuration again; returns what was done about it."""
-        try:
-            done = reload(self)
-        except SoftnlbError as error:
-            text = f"The configuration is not reloaded: {error}"
-            self.tell(LogEvent("reload-failed", Severity.ERROR, text))
-            raise
-        self.tell(LogEvent("reloaded", Severity.INFO, f"Configuration reloaded: {done}."))
-        return done
+        return reload(self)
 
-    def _open_remote(self) -> None:
+    def open_remote(self) -> None:
+        """Listen for remote control as the configuration says, or no longer."""
         if self._remote is not None:
             self._loop.unregister(self._remote)
             self._remote.close()
@@ -320,7 +322,7 @@ class Agent:
     def adopt(self, fresh: ClusterConfig) -> None:
         """Leave the cluster, when in it, and join again as the fresh configuration says."""
         self.config = fresh
-        self._open_remote()
+        self.open_remote()
         if self.serving is None:
             self._new_machine()
             return
@@ -328,7 +330,7 @@ class Agent:
         self.stop()
 
     def _new_machine(self) -> None:
-        self.machine = Machine(host_config(self.config), boot_ms())
+        self.machine = Machine(host_config(self.config, self.changes.kept_digests()), boot_ms())
         self.history.phases_told = 0
 
     def _end_serving(self) -> None:

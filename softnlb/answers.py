@@ -253,6 +253,18 @@ class Answers:
         """Read the configuration file again."""
         return self._done(self._agent.reload())
 
+    def do_change(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Begin to change the whole cluster at once; ``change_state`` tells how it goes."""
+        change = arguments["change"]
+        if not isinstance(change, dict):
+            raise SoftnlbError("change: an object is expected", code=ReturnCode.BAD_PARAMS)
+        self._agent.changes.propose(change, float(arguments.get("timeout_s", 10.0)))
+        return self._agent.changes.status()
+
+    def do_change_state(self, _: dict[str, Any]) -> dict[str, Any]:
+        """How the change goes that was begun here last."""
+        return self._agent.changes.status()
+
     def _rule(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         config = self._agent.config
         slots = chosen(config.port_rules, self._cluster_ip_addresses(), arguments)

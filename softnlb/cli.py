@@ -15,6 +15,7 @@ from softnlb.cli_events import events
 from softnlb.cli_explain import explain
 from softnlb.cli_more import agent, cleanup, config, doctor, lab
 from softnlb.cli_plan import plan
+from softnlb.cli_rule import rule, set_cluster
 from softnlb.cli_verbs import VERBS
 from softnlb.errors import SoftnlbError
 
@@ -50,7 +51,9 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, events, agent, config, decode, explain, plan, doctor, cleanup, bench, lab):
+for _command in (*VERBS, rule, set_cluster, events, agent, config, decode, explain, plan, doctor):
+    cli.add_command(_command)
+for _command in (cleanup, bench, lab):
     cli.add_command(_command)
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from convergence.change_frame import CHANGE_SIGNATURE
 from convergence.heartbeat import CLUSTER_IP_OFFSET, ETHERTYPE, FRAME_BYTES, SIGNATURE
 
 RECEIVE_BUFFER_BYTES = 8 << 20
@@ -100,7 +101,7 @@ def _age_ms(ancillary: list[tuple[int, int, bytes]]) -> int:
 
 
 def _cluster_filter(address: IPv4Address) -> list[tuple[int, int, int, int]]:
-    """Keeps what has the length, the signature and the cluster of our heartbeats.
+    """Keeps what has the length, a signature and the cluster of our frames.
 
     Everything else, also with a VLAN tag, costs the agent nothing: it is dropped in the kernel.
     """
@@ -111,11 +112,12 @@ def _cluster_filter(address: IPv4Address) -> list[tuple[int, int, int, int]]:
     everything = 0xFFFF_FFFF
     return [
         (load_byte_at, 0, 0, packet_type),
-        (if_equal, 7, 0, other_host),
+        (if_equal, 8, 0, other_host),
         (load_length, 0, 0, 0),
-        (if_equal, 0, 5, FRAME_BYTES),
+        (if_equal, 0, 6, FRAME_BYTES),
         (load_word_at, 0, 0, 0),
-        (if_equal, 0, 3, int.from_bytes(SIGNATURE.to_bytes(4, "little"))),
+        (if_equal, 1, 0, int.from_bytes(SIGNATURE.to_bytes(4, "little"))),
+        (if_equal, 0, 3, int.from_bytes(CHANGE_SIGNATURE)),
         (load_word_at, 0, 0, CLUSTER_IP_OFFSET),
         (if_equal, 0, 1, int(address)),
         (give, 0, 0, everything),

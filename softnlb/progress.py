@@ -11,7 +11,7 @@ import click
 
 from softnlb.cli_show import fancy
 from softnlb.control import call
-from softnlb.errors import SoftnlbError
+from softnlb.errors import ReturnCode, SoftnlbError
 
 POLL_S = 0.5
 LINE_EVERY_S = 10.0
@@ -98,3 +98,29 @@ def _bar(host: str) -> Iterator[Report]:
             )
 
         yield report
+
+
+CHANGE_POLL_S = 0.05
+CHANGE_SLACK_S = 30.0
+"""Beyond the time-out that the agent itself keeps, until the cluster has converged."""
+
+
+def wait_for_change(path: Path, timeout_s: float, quiet: bool = False) -> Result:
+    """Poll the agent until the change that was begun there is done or aborted (see Changes.status).
+
+    Tells on stderr which hosts have still to stage it.  Returns when the host has converged again.
+    """
+    give_up_s = time.monotonic() + timeout_s + CHANGE_SLACK_S
+    told: list[int] = []
+    while time.monotonic() < give_up_s:
+        status = call(path, "change_state")
+        if status["state"] == "staging":
+            waiting = status["waiting_for"]
+            if waiting and waiting != told and not quiet:
+                hosts = ", ".join(str(host_id) for host_id in waiting)
+                click.echo(f"{path.stem}: waiting for host {hosts} to stage it", err=True)
+            told = waiting
+        elif status["state"] != "done" or call(path, "query")["state"] != "converging":
+            return status
+        time.sleep(CHANGE_POLL_S)
+    raise SoftnlbError(f"{path.stem} does not converge", code=ReturnCode.CONVERGING)

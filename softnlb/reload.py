@@ -6,7 +6,14 @@ import select
 from functools import partial
 from typing import TYPE_CHECKING
 
-from convergence.events import Command, CommandError, CommandReceived, Tick
+from convergence.events import (
+    Command,
+    CommandError,
+    CommandReceived,
+    LogEvent,
+    Severity,
+    Tick,
+)
 from softnlb.config import load_in_child
 from softnlb.control import socket_path
 from softnlb.errors import SoftnlbError
@@ -20,6 +27,18 @@ RELOAD_MS = 10_000
 
 
 def reload(agent: Agent) -> str:
+    """Read the file again and tell what was done about it, or why nothing was."""
+    try:
+        done = _reload(agent)
+    except SoftnlbError as error:
+        text = f"The configuration is not reloaded: {error}"
+        agent.tell(LogEvent("reload-failed", Severity.ERROR, text))
+        raise
+    agent.tell(LogEvent("reloaded", Severity.INFO, f"Configuration reloaded: {done}."))
+    return done
+
+
+def _reload(agent: Agent) -> str:
     """Read the file again; returns what was done about it.
 
     Raises ConfigError, and SoftnlbError for what a running agent cannot change; then nothing was

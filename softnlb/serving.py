@@ -78,6 +78,10 @@ class Serving:
         self.table = table_of(self._config, maps, rule_states)
         self._plane.install(self.table)
 
+    def reconfigure(self, config: ClusterConfig) -> None:
+        """Other rules, ICMP filter, seed or remote control from the next ``install`` on."""
+        self._config = config
+
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed maps."""
         self._plane.renew(valid_until_ms)
@@ -165,8 +169,8 @@ def table_of(
     )
 
 
-def host_config(config: ClusterConfig) -> HostConfig:
-    """What the convergence machine needs of a configuration."""
+def host_config(config: ClusterConfig, kept_digests: tuple[bytes, ...] = ()) -> HostConfig:
+    """What the convergence machine needs of a configuration, and of those kept beside it."""
     return HostConfig(
         host_id=config.host_id,
         cluster_ip_address=w_x_y_z(config.cluster_ip_addresses[0].ip),
@@ -178,4 +182,6 @@ def host_config(config: ClusterConfig) -> HostConfig:
         handling_priorities=config.handling_priorities,
         config_digest=config.digest,
         keyring=config.keyring,
+        hash_seed=config.hash_seed,
+        kept_digests=kept_digests,
     )

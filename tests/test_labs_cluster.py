@@ -31,6 +31,7 @@ from labs.runs import (
     killed,
     many,
     pause,
+    staged,
     timing,
 )
 from labs.witness import FrameCounters, answered, learned
@@ -309,3 +310,11 @@ def test_bad_heartbeats_at_20000_a_second_change_nothing():
         assert kinds[kind]["reached_the_agent"] > 0
     assert kinds["truncated"]["reached_the_agent"] == 0, "the kernel drops them"
     assert all(len(row["events"]) <= 2 for row in result["kinds"])
+
+
+def test_a_rule_of_the_whole_cluster_changes_on_all_hosts_or_on_none(cluster):
+    """Under load; one host is killed when it has staged and nobody has switched, and comes back."""
+    result = staged.measure_case(cluster, staged.AFTER, "network", hold=40)
+    assert staged.good(result), result
+    assert result["changed"], result["reason"]
+    assert result["long_connections"] == 40

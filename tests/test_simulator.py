@@ -10,7 +10,7 @@ from convergence.rules import ALL_BUCKETS
 from convergence.state import State
 from tests.simulator import checkers
 from tests.simulator.episode import Episode, run_seed
-from tests.simulator.faults import ADDED, KINDS, Fault, Options, options, relay_faults, size
+from tests.simulator.faults import ADDED, CHANGE, KINDS, Fault, Options, options, relay_faults, size
 from tests.simulator.network import CALM, Weather
 from tests.simulator.scenario import play
 from tests.simulator.shrink import read_episode, read_fault, shrink, to_lines, violated
@@ -118,7 +118,7 @@ def test_the_mix_of_sizes_and_kinds() -> None:
     assert 0.21 < sum(5 <= one <= 8 for one in sizes) / 4000 < 0.29
     assert 0.02 < sum(9 <= one <= 16 for one in sizes) / 4000 < 0.06
     assert 0.003 < sum(one == 32 for one in sizes) / 4000 < 0.02
-    assert {options(seed).kind for seed in FIXED} == {*KINDS, *ADDED}
+    assert {options(seed).kind for seed in FIXED} == {*KINDS, *ADDED, CHANGE}
 
 
 # ---------------------------------------------------------------- shrinking

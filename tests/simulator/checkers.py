@@ -4,12 +4,23 @@ A checker judges from outside: by what the data planes accept against the true c
 hosts say, never by the machine's private state.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from convergence.events import HostState, LeaseRenewed, LogEvent, MapsChanged, Output, SendFrame
+from convergence.change_frame import CHANGE_SIGNATURE
+from convergence.events import (
+    ConfigurationSwitched,
+    HostState,
+    LeaseRenewed,
+    LogEvent,
+    MapsChanged,
+    Output,
+    SendFrame,
+)
 from convergence.heartbeat import Heartbeat, decode
 from convergence.rules import ALL_BUCKETS, BUCKETS
 from convergence.stages import Phase
+from tests.simulator.change import both_take
 from tests.simulator.world import Host, World
 
 FOREVER = 1 << 60
@@ -56,6 +67,15 @@ def overlap(one: tuple[int, ...], other: tuple[int, ...]) -> list[str]:
     ]
 
 
+def taken_twice(
+    one: Host, mine: tuple[int, ...], other: Host, theirs: tuple[int, ...]
+) -> list[str]:
+    """What both data planes would accept, also while they go by different rules."""
+    if one.plane.rules == other.plane.rules or not mine or not theirs:
+        return overlap(mine, theirs)
+    return both_take(one.plane.rules, mine, other.plane.rules, theirs)
+
+
 class OneOwner(Checker):
     """Two live hosts never accept the same bucket of the same rule at the same moment.
 
@@ -90,7 +110,7 @@ class OneOwner(Checker):
             if other is host:
                 continue
             theirs = other.plane.accepts(world.now_ms + other.clock_ms)
-            twice = overlap(mine, theirs)
+            twice = taken_twice(host, mine, other, theirs)
             if twice and not self.parted(host.host_id, other.host_id):
                 pair = f"hosts {host.host_id} and {other.host_id}"
                 self.fail(f"{pair} both accept {', '.join(twice)}")
@@ -170,9 +190,9 @@ class OneOwner(Checker):
             return
         one, other = (self.world.hosts[name] for name in pair)
         now_ms = self.world.now_ms
-        twice = overlap(
-            one.plane.accepts(now_ms + one.clock_ms), other.plane.accepts(now_ms + other.clock_ms)
-        )
+        mine = one.plane.accepts(now_ms + one.clock_ms)
+        theirs = other.plane.accepts(now_ms + other.clock_ms)
+        twice = taken_twice(one, mine, other, theirs)
         if twice:
             text = f"hosts {pair[0]} and {pair[1]} still both accept {', '.join(twice)}"
             self.violations.append(Violation("merge", now_ms, text))
@@ -220,12 +240,14 @@ class NoHole(Checker):
             world.at(when_ms, self._sample)
 
     def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        if any(isinstance(one, ConfigurationSwitched) for one in outputs):
+            self.missing.clear()
         if not self.missing or not any(isinstance(one, MapsChanged) for one in outputs):
             return
         owned = host.plane.accepts(world.now_ms + host.clock_ms)
         if any(owned):
             self.missing = [
-                tuple(bits & ~mine for bits, mine in zip(sample, owned, strict=True))
+                tuple(bits & ~mine for bits, mine in zip(sample, owned, strict=False))
                 for sample in self.missing
             ]
 
@@ -240,11 +262,13 @@ class NoHole(Checker):
             for host in world.hosts.values()
             if self._able(host) and not is_mute(world, host.host_id)
         ]
-        if not able:
+        if len({host.config.rules for host in able}) != 1:
             self.missing.clear()
             return
         owned = [0] * len(able[0].config.rules) + [0]
         for host in world.hosts.values():
+            if host.plane.rules != able[0].config.rules:
+                continue
             for slot, bits in enumerate(host.plane.accepts(world.now_ms + host.clock_ms)):
                 owned[slot] |= bits
         weights = [0] * len(owned)
@@ -301,7 +325,7 @@ class FewestMoves(Checker):
         if not any(isinstance(one, LogEvent) and one.name == "converged" for one in outputs):
             return
         for output in outputs:
-            if isinstance(output, SendFrame):
+            if isinstance(output, SendFrame) and output.payload[:4] != CHANGE_SIGNATURE:
                 heartbeat = decode(output.payload)
                 if isinstance(heartbeat, Heartbeat):
                     self._judge(heartbeat)
@@ -338,6 +362,64 @@ class FailClosed(Checker):
                 self.fail(f"host {host.host_id} may accept until {output.valid_until_ms}")
 
 
+class OneConfiguration(Checker):
+    """All members of one generation serve the same rule set, and a change ends everywhere or
+    nowhere: what its coordinator called aborted nobody ever serves by, and at the end all serve
+    by one configuration.
+    """
+
+    name = "one-configuration"
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.agreed: dict[tuple[int, int], bytes] = {}
+        self.aborted: set[str] = set()
+        self.switched: set[str] = set()
+        self.proposed: list[str] = []
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        for output in outputs:
+            if isinstance(output, LogEvent):
+                self._told(host, output)
+            elif isinstance(output, SendFrame) and output.payload[:4] != CHANGE_SIGNATURE:
+                heartbeat = decode(output.payload)
+                if isinstance(heartbeat, Heartbeat):
+                    self._judge(heartbeat)
+
+    def _told(self, host: Host, event: LogEvent) -> None:
+        digest = str(event.fields.get("digest"))
+        if event.name == "change-proposed":
+            self.proposed.append(digest)
+            self.aborted.discard(digest)
+        elif event.name == "change-aborted" and self.proposed.count(digest) == 1:
+            self.aborted.add(digest)
+            if digest in self.switched:
+                self.fail(f"host {host.host_id} calls {digest} aborted, somebody serves by it")
+        elif event.name == "configuration-switched":
+            self.switched.add(digest)
+            if digest in self.aborted:
+                self.fail(f"host {host.host_id} serves by {digest}, which was aborted")
+
+    def _judge(self, heartbeat: Heartbeat) -> None:
+        said = heartbeat.statement
+        if said.phase < Phase.STABLE_PHASE1:
+            return
+        name = said.generation, said.view_digest
+        digest = self.agreed.setdefault(name, said.config_digest)
+        if digest != said.config_digest:
+            self.fail(f"generation {said.generation} is agreed with two configurations")
+
+    def at_the_end(self, outside: Callable[[Host], bool]) -> list[Violation]:
+        """Of all hosts that live, but for those that are kept out."""
+        world = self.world
+        up = [host for host in world.hosts.values() if host.up and host.started]
+        found = {host.config.config_digest for host in up if not outside(host)}
+        if len(found) < 2:
+            return []
+        text = ", ".join(sorted(digest.hex() for digest in found))
+        return [Violation(self.name, world.now_ms, f"hosts end with {text}")]
+
+
 class Service(Checker):
     """During convergence the old map goes on serving: no lease of a well host lapses.
 
@@ -361,13 +443,17 @@ class Service(Checker):
             self.held_until.pop(host.host_id, None)
 
 
-def liveness(world: World) -> list[Violation]:
+def nobody(_: Host) -> bool:
+    """No host is kept out."""
+    return False
+
+
+def liveness(world: World, outside: Callable[[Host], bool] = nobody) -> list[Violation]:
     """All that live and can hear each other report Converged with one member list."""
     found = []
-    able = sorted(host.config.host_id for host in world.hosts.values() if host.up and host.started)
-    for host in world.hosts.values():
-        if not host.up or not host.started:
-            continue
+    alive = [one for one in world.hosts.values() if one.up and one.started and not outside(one)]
+    able = sorted(host.config.host_id for host in alive)
+    for host in alive:
         status = host.machine.status(world.now_ms + host.clock_ms)
         members = [member.host_id for member in status.members]
         if status.phase != Phase.CONVERGED.label or members != able:

@@ -1,21 +1,26 @@
 """Run one episode: build the world of a seed, let its faults happen, ask the checkers."""
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from convergence.auth import Authentication, Key, Keyring
-from convergence.events import Command
+from convergence.events import Command, CommandError
+from tests.simulator.change import CHANGES
 from tests.simulator.checkers import (
     FailClosed,
     FewestMoves,
     NoHole,
+    OneConfiguration,
     OneOwner,
     Service,
     Violation,
     liveness,
+    nobody,
 )
-from tests.simulator.faults import NETWORK, PERIOD_MS, PERIODS, Fault, Options, options
-from tests.simulator.world import World
+from tests.simulator.faults import CHANGE, NETWORK, PERIOD_MS, PERIODS, Fault, Options, options
+from tests.simulator.world import Host, World
 
 KEYRING = Keyring((Key(7, b"0123456789abcdef0123456789abcdef"),), Authentication.ENFORCE)
 RULE_COMMANDS = (Command.ENABLE_RULE, Command.DISABLE_RULE, Command.DRAIN_RULE)
@@ -51,6 +56,9 @@ class Episode:
         self.death_ms = period_ms * tolerance
         last_ms = max(fault.at_ms + fault.duration_ms for fault in plan.faults)
         bound_ms = self.death_ms + 5 * period_ms
+        if plan.kind == CHANGE:
+            # Who missed the end listens, goes over to what the others have, and listens again.
+            bound_ms += self.death_ms + 5 * period_ms
         self.end_ms = max(PERIODS * period_ms, last_ms + bound_ms + 1)
         for host in plan.hosts:
             world.add(host, tolerance=tolerance)
@@ -63,7 +71,13 @@ class Episode:
         self.fewest_moves.equal = not any(
             one.kind in ("weight", "drain", "stop", "rule") for one in plan.faults
         )
+        self.outside: Callable[[Host], bool] = nobody
         checkers = [self.one_owner, self.fewest_moves, FailClosed(world)]
+        self.one_configuration: OneConfiguration | None = None
+        if plan.kind == CHANGE:
+            self.one_configuration = OneConfiguration(world)
+            self.outside = self._is_outside
+            checkers.append(self.one_configuration)
         if plan.exact and plan.one_bad_host:
             checkers.append(self.no_hole)
         # Tolerance 3 has no room for frames that are late by a good part of a period.
@@ -84,11 +98,13 @@ class Episode:
         if not self.plan.exact:
             # With lost frames: eventually.
             for _ in range(20):
-                if not liveness(world):
+                if not liveness(world, self.outside):
                     break
                 world.run(world.now_ms + self.death_ms)
         found = [one for checker in self.checkers for one in checker.violations]
-        return tuple(found + liveness(world))
+        if self.one_configuration is not None:
+            found += self.one_configuration.at_the_end(self.outside)
+        return tuple(found + liveness(world, self.outside))
 
     def happen(self, fault: Fault) -> None:
         """Let a fault happen, if it still can."""
@@ -123,8 +139,34 @@ class Episode:
         elif kind == "rule":
             slot, command = divmod(fault.value, len(RULE_COMMANDS))
             self.world.command(fault.host, RULE_COMMANDS[command], slots=(slot,))
+        elif kind == CHANGE:
+            self._change(fault)
+        elif kind == "read-only":
+            host.read_only = True
+            self.world.at(self.world.now_ms + fault.duration_ms, setattr, host, "read_only", False)
         elif kind == "clock-step":
             self.world.clock_step(fault.host, fault.value)
+
+    def _is_outside(self, host: Host) -> bool:
+        """The others serve by what this host never staged: it was stopped, dead or apart."""
+        taken = Counter(
+            one.config.config_digest
+            for one in self.world.hosts.values()
+            if one.up and one.started and any(one.plane.current)
+        )
+        known = {host.config.config_digest, *host.disk, *host.known}
+        return bool(taken) and taken.most_common(1)[0][0] not in known
+
+    def _change(self, fault: Fault) -> None:
+        host = self.world.hosts[fault.host]
+        if not host.started or host.draining or host.paused_until_ms is not None or host.pending:
+            return
+        try:
+            change = CHANGES[fault.value].encode()
+            self.world.propose(fault.host, change, fault.duration_ms)
+        except CommandError:
+            # Not converged, or another host is changing the cluster.
+            return
 
     def _crash_loop(self, fault: Fault, until_ms: int) -> None:
         world = self.world

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 
+from tests.simulator.change import CHANGES
 from tests.simulator.network import CALM, Weather
 
 PERIODS = 60
@@ -14,6 +15,9 @@ KINDS = (
 )  # fmt: skip
 ADDED = ("duplication", "reorder", "rule", "clock-step", "several")
 """Kinds that take the place of one of the above in a fifth of the episodes."""
+
+CHANGE = "change"
+"""A change of the whole cluster, with one fault in its middle: one episode in twenty-five."""
 
 BACKGROUND = ("join-leave", "crash", "restart", "drain", "weight", "pause")
 """Faults of hosts; a network fault comes with one of them half of the time."""
@@ -69,6 +73,8 @@ def size(chance: random.Random) -> int:
 
 def kind_of(seed: int) -> str:
     """What kind of fault this seed is about."""
+    if random.Random(f"change {seed}").random() < 0.04:
+        return CHANGE
     chance = random.Random(f"kind {seed}")
     return chance.choice(ADDED) if chance.random() < 0.2 else KINDS[seed % len(KINDS)]
 
@@ -97,6 +103,8 @@ def options(seed: int, kind: str | None = None) -> Options:
         weather = Weather(
             loss=chance.choice((0.0, 0.05, 0.1)), jitter_ms=chance.choice((0, 10)), duplicate=0.02
         )
+    if kind == CHANGE:
+        return _change_options(chance, hosts, tolerance)
     keyed = kind in ("replay", "garble") or chance.random() < 0.1
     faults = _faults(chance, kind, hosts)
     # Chance of its own: what is drawn here changes no episode otherwise.
@@ -106,6 +114,28 @@ def options(seed: int, kind: str | None = None) -> Options:
         faults = relay_faults(more, hosts, tolerance)
         weather = more.choice((CALM, Weather(loss=0.05)))
     return Options(kind, hosts, tolerance, weather, keyed, extra_ticks, tuple(faults))
+
+
+def _change_options(chance: random.Random, hosts: tuple[int, ...], tolerance: int) -> Options:
+    """One or two changes of the whole cluster, and mostly something in the middle of one."""
+    loss = chance.choice((0.05, 0.1))
+    weather = chance.choice((CALM, CALM, Weather(jitter_ms=8), Weather(loss=loss)))
+    found = [Fault(chance.randint(0, 300), "start", host) for host in hosts]
+    for _ in range(chance.choice((1, 1, 2))):
+        when = chance.randint(1600, 2600)
+        value = chance.randrange(len(CHANGES))
+        found.append(Fault(when, CHANGE, chance.choice(hosts), 1500, value))
+        meanwhile = when + chance.randint(-100, 250)
+        kind = chance.choice(("", "read-only", *BACKGROUND, *BACKGROUND, *NETWORK, "partition"))
+        if kind in NETWORK:
+            duration = chance.randint(300, 2400)
+            found.append(_long_fault(chance, kind, hosts, meanwhile, duration))
+        elif kind == "read-only":
+            found.append(Fault(meanwhile, kind, chance.choice(hosts), 1000))
+        elif kind:
+            found += _host_fault(chance, kind, hosts, meanwhile)
+    faults = tuple(sorted(found, key=lambda fault: fault.at_ms))
+    return Options(CHANGE, hosts, tolerance, weather, chance.random() < 0.3, 0.0, faults)
 
 
 def relay_faults(chance: random.Random, hosts: tuple[int, ...], tolerance: int) -> list[Fault]:

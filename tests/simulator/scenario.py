@@ -15,9 +15,14 @@ A file is blocks divided by blank lines.  Lines that begin with ``#`` explain.  
     stop H | drainstop H | drained H | weight H W [RULE] | enable|disable|drain H RULE
     keys 1-3 KEYS                    from now on, like key=KEYS of hosts: SECRET, enforce:SECRET,
                                      permissive:2:NEW,1:OLD (the first one signs), none
+    change H RULES [MS]              H wants the whole cluster changed to these rules, within MS
+                                     (1000 unless given)
+    read-only H | writable H         whether the disk of H takes a staged configuration
+    configurations                   the rules that each host serves by, and those of its file
     scan H                           a socket scan that found every bucket idle
     crash H | poweroff H | pause H MS | clock H MS     the clock jumps ahead
     mute H | deaf H | pair A B | one-way A B | partition H,H | heal
+    replay-change H | foreign-change H    a recorded, an other-key frame of a change by H
     replay H | garble H | foreign H | windows H    a recorded, damaged, other-key or NLB frame of H
 
 An episode of the simulator, as ``python -m tests.simulator`` writes one that failed:
@@ -32,6 +37,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from convergence.auth import Authentication, Key, Keyring, sign
+from convergence.change_frame import CHANGE_SIGNATURE
 from convergence.events import (
     Command,
     CommandError,
@@ -42,8 +48,9 @@ from convergence.events import (
     SendFrame,
 )
 from convergence.heartbeat import EXTENSION_OFFSET, FRAME_BYTES
-from convergence.rules import ALL_BUCKETS, FilteringMode, PortRule
-from tests.simulator.checkers import FailClosed, OneOwner
+from convergence.rules import ALL_BUCKETS
+from tests.simulator.change import rules, written
+from tests.simulator.checkers import FailClosed, OneConfiguration, OneOwner
 from tests.simulator.episode import Episode
 from tests.simulator.faults import Fault
 from tests.simulator.shrink import read_episode, read_fault
@@ -91,15 +98,11 @@ def keyring(text: str) -> Keyring:
 
 def other_rules(names: str, text: str) -> dict[str, object]:
     """Fields of a configuration with port rules of its own, by "80/443s"."""
-    rules = []
-    for one in text.split("/"):
-        port = int(one.rstrip("s"))
-        mode = FilteringMode.SINGLE_HOST if one.endswith("s") else FilteringMode.MULTIPLE_HOSTS
-        rules.append(PortRule(None, port, port, filtering_mode=mode))
+    wanted = rules(text)
     return {
-        "rules": tuple(rules),
-        "load_weights": (50,) * len(rules),
-        "handling_priorities": (numbers(names)[0],) * len(rules),
+        "rules": wanted,
+        "load_weights": (50,) * len(wanted),
+        "handling_priorities": (numbers(names)[0],) * len(wanted),
         "config_digest": text.encode().ljust(8)[:8],
     }
 
@@ -111,10 +114,12 @@ class Scenario:
         self.world = World(seed=1)
         self.lines: list[str] = []
         self.frames: dict[int, bytes] = {}
+        self.change_frames: dict[int, bytes] = {}
         self.held: dict[int, str] = {}
         self.world.observers.append(self._saw)
         self.one_owner = OneOwner(self.world, 200, 1200)
         self.fail_closed = FailClosed(self.world)
+        self.one_configuration = OneConfiguration(self.world)
 
     def run(self, commands: list[str]) -> list[str]:
         """Carry out the commands of a block and return what there is to see."""
@@ -127,7 +132,8 @@ class Scenario:
             if handler is None:
                 raise ValueError(f"unknown scenario command {verb!r}")
             handler(*arguments)
-        violations = self.one_owner.violations + self.fail_closed.violations
+        checkers = (self.one_owner, self.fail_closed, self.one_configuration)
+        violations = [one for checker in checkers for one in checker.violations]
         self.lines.extend(f"VIOLATION {violation}" for violation in violations)
         return self.lines or ["ok"]
 
@@ -141,7 +147,9 @@ class Scenario:
                     self.lines.append(f"{world.now_ms:6} host{host.host_id}: holds {held}")
                 self.held[host.host_id] = held
             elif isinstance(output, SendFrame):
-                self.frames[host.host_id] = output.payload
+                of_change = output.payload[:4] == CHANGE_SIGNATURE
+                kept = self.change_frames if of_change else self.frames
+                kept[host.host_id] = output.payload
 
     # ------------------------------------------------------------ hosts
 
@@ -199,6 +207,23 @@ class Scenario:
     def do_drain(self, name: str, rule: str) -> None:
         self.world.command(int(name), Command.DRAIN_RULE, slots=(int(rule) - 1,))
 
+    def do_change(self, name: str, text: str, timeout_ms: str = "1000") -> None:
+        try:
+            self.world.propose(int(name), text.encode(), int(timeout_ms))
+        except CommandError as error:
+            self.lines.append(f"{self.world.now_ms:6} host{name}: refused: {error}")
+
+    def do_read_only(self, name: str) -> None:
+        self.world.hosts[int(name)].read_only = True
+
+    def do_writable(self, name: str) -> None:
+        self.world.hosts[int(name)].read_only = False
+
+    def do_configurations(self) -> None:
+        for name, host in self.world.hosts.items():
+            serves = written(host.plane.rules) if any(host.plane.current) else "nothing"
+            self.lines.append(f"host{name} serves {serves}, file {written(host.config.rules)}")
+
     def do_scan(self, name: str) -> None:
         host = self.world.hosts[int(name)]
         now_ms = self.world.now_ms + host.clock_ms
@@ -245,6 +270,13 @@ class Scenario:
 
     def do_replay(self, name: str) -> None:
         self._inject(int(name), self.frames[int(name)])
+
+    def do_replay_change(self, name: str) -> None:
+        self._inject(int(name), self.change_frames[int(name)])
+
+    def do_foreign_change(self, name: str) -> None:
+        forged = sign(self.change_frames[int(name)], Key(1, b"somebody else's secret........ "))
+        self._inject(int(name), forged)
 
     def do_keys(self, names: str, text: str) -> None:
         for name in numbers(names):

@@ -3,14 +3,18 @@
 import heapq
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
 
 from convergence.auth import Keyring
 from convergence.events import (
+    ChangeProposed,
+    ChangeStaged,
     Command,
     CommandReceived,
+    ConfigurationRecalled,
+    ConfigurationSwitched,
     FrameReceived,
     HostProbed,
     Input,
@@ -18,11 +22,14 @@ from convergence.events import (
     MapsChanged,
     Output,
     ProbeHost,
+    RecallConfiguration,
     SendFrame,
+    StageChange,
     Tick,
 )
 from convergence.machine import HostConfig, Machine
 from convergence.rules import FilteringMode, PortRule
+from tests.simulator.change import changed
 from tests.simulator.network import CALM, Network, Weather
 
 RULES = (
@@ -42,6 +49,8 @@ class Plane:
     orphan: tuple[int, ...] = ()
     draining: bool = False
     valid_until_ms: int = -1
+    rules: tuple[PortRule, ...] = ()
+    """That the maps are for, without the default rule."""
 
     def accepts(self, now_ms: int) -> tuple[int, ...]:
         """Maps that count now, by the host's own clock."""
@@ -52,7 +61,10 @@ class Plane:
 
 @dataclass(slots=True)
 class Host:
-    """One simulated host; ``clock_ms`` is how far its clock is ahead of the world's."""
+    """One simulated host; ``clock_ms`` is how far its clock is ahead of the world's.
+
+    ``config`` is what its file says, ``disk`` what it has staged: both outlive the agent.
+    """
 
     host_id: int
     config: HostConfig
@@ -73,6 +85,11 @@ class Host:
     tick_at_ms: int = 1 << 62
     life: int = 0
     woke_ms: int = 0
+    disk: dict[bytes, HostConfig] = field(default_factory=dict)
+    known: dict[bytes, HostConfig] = field(default_factory=dict)
+    """What this life of the agent has staged or gone by."""
+    read_only: bool = False
+    """Its disk takes no writes."""
 
     @property
     def asleep(self) -> bool:
@@ -142,7 +159,9 @@ class World:
         """Boot the agent when it is down, then start the host."""
         host = self.hosts[name]
         if not host.up:
-            host.machine = Machine(host.config, self.now_ms + host.clock_ms)
+            kept = tuple(one for one in host.disk if one != host.config.config_digest)
+            config = replace(host.config, kept_digests=kept)
+            host.machine = Machine(config, self.now_ms + host.clock_ms)
             host.plane = Plane()
             host.up = True
             host.life += 1
@@ -150,6 +169,7 @@ class World:
             host.holds_outputs = False
             host.queue.clear()
             host.pending.clear()
+            host.known.clear()
             host.tick_at_ms = 1 << 62
         host.started = True
         host.draining = False
@@ -260,6 +280,13 @@ class World:
                 plane.orphan = output.orphan
                 plane.draining = output.draining
                 plane.valid_until_ms = output.valid_until_ms
+                plane.rules = host.config.rules
+            elif isinstance(output, ConfigurationSwitched):
+                host.known[host.config.config_digest] = host.config
+                host.config = host.known[output.config_digest]
+            elif isinstance(output, StageChange | RecallConfiguration):
+                late_ms = self.random.randint(20, 60)
+                self.at(self.now_ms + late_ms, self._read, host, host.life, output)
             elif isinstance(output, LeaseRenewed):
                 host.plane.valid_until_ms = output.valid_until_ms
             elif isinstance(output, ProbeHost):
@@ -267,6 +294,29 @@ class World:
         if outputs:
             for observer in self.observers:
                 observer(self, host, outputs)
+
+    def propose(self, name: int, change: bytes, timeout_ms: int) -> None:
+        """An operator on this host wants the whole cluster changed."""
+        host = self.hosts[name]
+        now_ms = self.now_ms + host.clock_ms
+        self.give(host, ChangeProposed(now_ms, change, now_ms + timeout_ms))
+
+    def _read(self, host: Host, life: int, asked: StageChange | RecallConfiguration) -> None:
+        """The agent's child process has done its work."""
+        if host.life != life:
+            return
+        now_ms = self.now_ms + host.clock_ms
+        if isinstance(asked, RecallConfiguration):
+            host.known |= host.disk
+            self.give(host, ConfigurationRecalled(now_ms, host.known[asked.config_digest]))
+        elif host.read_only:
+            refusal = "cannot write the configuration: read-only file system (IO_ERROR)"
+            self.give(host, ChangeStaged(now_ms, asked.name, None, refusal))
+        else:
+            config = changed(host.config, asked.change)
+            host.disk = {one.config_digest: one for one in (host.config, config)}
+            host.known[config.config_digest] = config
+            self.give(host, ChangeStaged(now_ms, asked.name, config))
 
     def _probed(self, host: Host, life: int, probe: ProbeHost) -> None:
         if host.life == life:
