@@ -29,6 +29,7 @@ from softnlb.control import call
 from softnlb.errors import NotRunningError, SoftnlbError
 
 ASK_TIMEOUT_S = 30.0
+END_WITHIN_MS = 2000
 
 
 class LabHandle:
@@ -249,7 +250,7 @@ class Task:
         while True:
             message = self.expect()
             if isinstance(message, dict) and "result" in message:
-                self.kill()
+                self._end()
                 return message["result"]
 
     def stop(self) -> Any:
@@ -259,10 +260,22 @@ class Task:
 
     def kill(self) -> None:
         """End it now."""
+        if self._pid is not None:
+            # The outer process passes it on and buries the inner one, which else would be a zombie
+            # of the machine's process 1: the end of a lab waits for that.
+            os.kill(self._pid, signal.SIGTERM)
+            self._end()
+
+    def _end(self) -> None:
+        """Wait until it is over, and end it when that takes long."""
         if self._pid is None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(self._pid)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(END_WITHIN_MS):
             os.kill(self._pid, signal.SIGKILL)
+        os.close(fd)
         os.waitpid(self._pid, 0)
         self._pid = None
         self.channel.close()
