@@ -330,8 +330,17 @@ class Runs(click.Group):
         from importlib import import_module
 
         command: click.Command = import_module(f"labs.runs.{cmd_name}").command
-        command.short_help = (command.help or "").partition("\n")[0]
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first line of each module says what it is: none needs to be imported for that."""
+        folder = Path(__file__).with_name("runs")
+        rows = []
+        for name in self.list_commands(ctx):
+            with (folder / f"{name}.py").open() as file:
+                rows.append((name, file.readline().strip().strip('"')))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 for _command in (capture, export, report, *COMMANDS):

@@ -73,13 +73,18 @@ def report(
     """
     from labs.report import build
     from softnlb.errors import SoftnlbError
+    from softnlb.progress import step, steps
 
-    told = build.stories(events, name)
+    with steps(quiet=as_json):
+        step("reading the event log")
+        told = build.stories(events, name)
     output = output or (None if as_json else Path("report.html"))
     title = f"softnlb: {events.stem if events else 'lab ' + name}"
     try:
         if output is not None:
-            output.write_text(build.html(told, title))
+            with steps(quiet=as_json):
+                step("drawing the page")
+                output.write_text(build.html(told, title))
         if keep is not None:
             from labs.handle import LabHandle
 

@@ -59,11 +59,12 @@ def next_steps(name: str, cluster_ip_address: str) -> str:
 
 def print_status(status: dict[str, Any]) -> None:
     """The status as tables on the terminal."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console.print(lab_map(status), highlight=False)
+    from softnlb.cli_show import console
+
+    shown = console()
+    shown.print(lab_map(status))
     table = Table(title="hosts")
     for column in ("host", "state", "agent pid", "dedicated IP address", "buckets"):
         table.add_column(column)
@@ -75,7 +76,7 @@ def print_status(status: dict[str, Any]) -> None:
             host["dedicated_ip_address"],
             "#" * (host["buckets"] // 2) + f" {host['buckets']}",
         )
-    console.print(table)
+    shown.print(table)
     for fault, detail in status["faults"].items():
         if detail:
-            console.print(f"in force: {fault} {detail}", highlight=False)
+            shown.print(f"in force: {fault} {detail}")

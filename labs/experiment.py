@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import select
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +19,14 @@ from labs.load import SERVER, Result, Traffic, clients
 from labs.topology import LabSpec, end_point
 from labs.up import start_lab
 from labs.witness import watch
+from softnlb.cli_show import console
 from softnlb.errors import SoftnlbError
+from softnlb.progress import hush, step, steps
 
 POLL_S = 0.02
+WAIT_TOLD_S, PAUSE_TOLD_S = 1.0, 4.0
+"""Whoever waits for longer says for what."""
+
 EVENTS, IPV6 = "softnlb.events", "softnlb.ipv6"
 
 T = TypeVar("T")
@@ -38,7 +42,8 @@ def options(body: Command) -> Command:
         click.get_current_context().meta[EVENTS] = events
         if events is not None:
             _check_writable(events)
-        result = body(*args, **kwargs)
+        with steps(quiet=kwargs["as_json"]):
+            result = body(*args, **kwargs)
         if kwargs.get("name") is not None:
             _keep_events(LabHandle(kwargs["name"]))
         return result
@@ -76,15 +81,20 @@ def either_family(body: Command) -> Command:
 def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
     """The running lab called ``name``, or a fresh one as ``spec`` says that ends afterwards."""
     if name is not None:
+        step(f"at work in lab {name}")
         yield LabHandle(name)
+        hush()
         return
     context = click.get_current_context(silent=True)
     ipv6 = bool(context and context.meta.get(IPV6))
+    step(f"a lab starts: {spec.hosts} hosts, {spec.mode}, {spec.timers} timers")
     start_lab(replace(spec, ipv6=spec.ipv6 or ipv6))
     lab = LabHandle(spec.name)
+    step("it is converged; at work")
     try:
         yield lab
     finally:
+        hush()
         # What went wrong is in there, too.
         with contextlib.suppress(SoftnlbError):
             _keep_events(lab)
@@ -114,18 +124,24 @@ def own_name(experiment: str) -> str:
 
 def wait_until(condition: Callable[[], T], timeout_s: float, what: str) -> T:
     """The first true value of ``condition``.  Raises SoftnlbError naming ``what``."""
-    deadline = time.monotonic() + timeout_s
+    began_s, told = time.monotonic(), False
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited_s = time.monotonic() - began_s
+        if waited_s > timeout_s:
             raise SoftnlbError(f"{what}: not within {timeout_s:g} s")
+        if waited_s > WAIT_TOLD_S and not told:
+            told = True
+            step(f"waiting until {what}")
         pause(POLL_S)
 
 
 def pause(seconds: float) -> None:
     """Let the experiment go on for a while."""
+    if seconds > PAUSE_TOLD_S:
+        step(f"for {seconds:g} s")
     select.select([], [], [], seconds)
 
 
@@ -171,7 +187,8 @@ def burst(lab: LabHandle, plan: Traffic, node: str = "client1") -> Result:
 def witness(lab: LabHandle) -> Iterator[Task]:
     """The witness at the switch, listening."""
     address = lab.spec().cluster_ip_address
-    with lab.start("switch", lambda channel: watch(channel, address)) as task:
+    hosts = {node["port"] for node in lab.ask("nodes")["nodes"] if node["kind"] == "host"}
+    with lab.start("switch", lambda channel: watch(channel, address, hosts)) as task:
         task.expect()
         yield task
 
@@ -192,6 +209,19 @@ def await_converged(lab: LabHandle, members: list[int], timeout_s: float = 30.0)
         return bool(buckets == 60)
 
     wait_until(settled, timeout_s, f"hosts {members} converged")
+
+
+def busy_ns(pid: int) -> int:
+    """Time on a processor of all threads of a process and of its children, by the scheduler."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    own = sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads)
+    return own + sum(busy_ns(child) for child in children(pid))
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the processes that any thread of a process started."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(word) for thread in threads for word in (thread / "children").read_text().split()]
 
 
 def ask_agent(lab: LabHandle, node: str, verb: str, **arguments: Any) -> dict[str, Any]:
@@ -230,16 +260,16 @@ def explained_owners(lab: LabHandle, flows: list[tuple[str, int]]) -> list[int |
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Row], notes: str = "") -> None:
     """A table on standard output, with a sentence or two on what it shows."""
-    from rich.console import Console
     from rich.table import Table
 
-    # Off a terminal rich assumes 80 columns, too few for four modes side by side.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    hush()
+    # Wide enough for four modes side by side.
+    shown = console(width=110)
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    console.print(table)
+    shown.print(table)
     if notes:
-        console.print(notes + "\n", soft_wrap=True)
+        shown.print(notes + "\n", soft_wrap=True)

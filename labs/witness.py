@@ -7,6 +7,7 @@ kernel counts the frames that the switch sends out at each port.
 import json
 import select
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -14,7 +15,6 @@ from typing import Any
 from convergence.rules import IPAddress
 from labs.handle import Channel, LabHandle
 from labs.tap import Tap, syn_ack_filter
-from labs.topology import CLUSTER_IP_ADDRESS
 
 TABLE = "softnlb_count"
 
@@ -32,8 +32,11 @@ class Answered:
     at_s: float = 0.0
 
 
-def watch(channel: Channel, address: IPAddress = CLUSTER_IP_ADDRESS) -> dict[str, Any]:
-    """Body of a task in the switch: note every SYN-ACK of the cluster until told to stop."""
+def watch(channel: Channel, address: IPAddress, hosts: Collection[str]) -> dict[str, Any]:
+    """Body of a task in the switch: note every SYN-ACK of the cluster until told to stop.
+
+    ``hosts``: their ports; what crosses a trunk is seen there a second time.
+    """
     tap = Tap(syn_ack_filter(address.packed))
     first, last, port = (30, 34, 36) if address.version == 4 else (38, 54, 56)
     seen: dict[tuple[bytes, int], list[str]] = {}
@@ -48,13 +51,15 @@ def watch(channel: Channel, address: IPAddress = CLUSTER_IP_ADDRESS) -> dict[str
             readable, _, _ = select.select([tap.fileno(), channel.fileno()], [], [])
             stopping = channel.fileno() in readable
             continue
-        client = frame.data[first:last], int.from_bytes(frame.data[port : port + 2])
-        hosts = seen.setdefault(client, [])
         if frame.port not in hosts:
-            hosts.append(frame.port)
+            continue
+        client = frame.data[first:last], int.from_bytes(frame.data[port : port + 2])
+        ports = seen.setdefault(client, [])
+        if frame.port not in ports:
+            ports.append(frame.port)
             at_s[client] = time.monotonic()
     answered = [
-        [str(ip_address(ip)), port, hosts, at_s[ip, port]] for (ip, port), hosts in seen.items()
+        [str(ip_address(ip)), port, ports, at_s[ip, port]] for (ip, port), ports in seen.items()
     ]
     return {"answered": answered, "lost": tap.lost()}
 

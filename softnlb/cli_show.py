@@ -8,11 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from softnlb.nlb_show import addresses
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Result = dict[str, Any]
 
@@ -43,9 +46,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def console(width: int | None = None) -> "Console":
+    """For tables by rich; off a terminal, and with NO_COLOR, it writes plain text.
+
+    ``width``: in columns off a terminal, where rich would assume 80.
+    """
+    from rich.console import Console
+
+    return Console(
+        highlight=False,
+        color_system="auto" if fancy() else None,
+        width=None if sys.stdout.isatty() else width,
+    )
+
+
 def _rich_table(columns: Sequence[str], rows: list[list[str]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -54,7 +70,7 @@ def _rich_table(columns: Sequence[str], rows: list[list[str]]) -> None:
         made.add_column(column)
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
-    Console().print(made)
+    console().print(made)
 
 
 def bold(text: str) -> str:

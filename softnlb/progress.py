@@ -1,5 +1,11 @@
-"""Waiting for a host to stop: the connections that remain, as a bar or as plain lines."""
+"""What takes long says what it is doing, on standard error.
 
+Waiting for a host to stop: the connections that remain.  Anything else: its steps.  On a terminal
+a bar or the seconds move; elsewhere, with NO_COLOR and on a dumb terminal there are plain lines.
+"""
+
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -9,11 +15,11 @@ from typing import Any
 
 import click
 
-from softnlb.cli_show import fancy
 from softnlb.control import call
 from softnlb.errors import ReturnCode, SoftnlbError
 
 POLL_S = 0.5
+TICK_S = 0.25
 LINE_EVERY_S = 10.0
 
 Result = dict[str, Any]
@@ -43,11 +49,16 @@ def wait_until_stopped(path: Path, quiet: bool = False) -> Result:
     return {"state": left["state"], "message": f"the host stopped after {waited_s:.1f} s"}
 
 
+def _may_move() -> bool:
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not plain
+
+
 @contextmanager
 def _reporter(host: str, quiet: bool) -> Iterator[Report]:
     if quiet:
         yield lambda connections, longest_idle_s: None
-    elif fancy() and sys.stderr.isatty():
+    elif _may_move():
         with _bar(host) as report:
             yield report
     else:
@@ -124,3 +135,71 @@ def wait_for_change(path: Path, timeout_s: float, quiet: bool = False) -> Result
             return status
         time.sleep(CHANGE_POLL_S)
     raise SoftnlbError(f"{path.stem} does not converge", code=ReturnCode.CONVERGING)
+
+
+class _Steps:
+    """A line per step.  On a terminal the seconds of the step at hand count up in its line."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._at_hand = ""
+        self._moving = _may_move()
+        if self._moving:
+            # A signal and no thread: whoever works here forks.
+            self._before = signal.signal(signal.SIGALRM, lambda *_: self._draw())
+
+    def step(self, text: str) -> None:
+        if not self._moving:
+            click.echo(self._line(text), err=True)
+            return
+        self.hush()
+        self._at_hand = text
+        self._draw()
+        signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
+
+    def hush(self) -> None:
+        """The step at hand is over: its line stays as it is."""
+        if self._at_hand:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            self._draw("\n")
+            self._at_hand = ""
+
+    def close(self) -> None:
+        self.hush()
+        if self._moving:
+            signal.signal(signal.SIGALRM, self._before)
+
+    def _line(self, text: str) -> str:
+        return f"{time.monotonic() - self._began_s:7.1f} s  {text}"
+
+    def _draw(self, end: str = "") -> None:
+        # One system call, and no buffer: it may come in the middle of another print.
+        os.write(sys.stderr.fileno(), f"\r{self._line(self._at_hand)}{end}".encode())
+
+
+_steps: _Steps | None = None
+
+
+@contextmanager
+def steps(quiet: bool = False) -> Iterator[None]:
+    """Within, ``step`` tells; outside, and when ``quiet``, it says nothing."""
+    global _steps
+    before, _steps = _steps, None if quiet else _Steps()
+    try:
+        yield
+    finally:
+        if _steps is not None:
+            _steps.close()
+        _steps = before
+
+
+def step(text: str) -> None:
+    """What is being done from now on."""
+    if _steps is not None:
+        _steps.step(text)
+
+
+def hush() -> None:
+    """Before something else is printed: no line moves any more."""
+    if _steps is not None:
+        _steps.hush()

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from labs.experiment import burst
+from labs.capture import find_ports, start_capture
+from labs.experiment import burst, witness
 from labs.handle import LabHandle
 from labs.lab_file import check, load
 from labs.lab_schema import json_schema
 from labs.load import Traffic
 from labs.plan import build
 from labs.topology import LabSpec
-from labs.witness import FrameCounters
+from labs.witness import FrameCounters, answered, twice
 from softnlb.config import ConfigError
 from softnlb.errors import SoftnlbError
 from tests.labs import ROOT, lab, lab_json, lab_name
@@ -193,6 +194,22 @@ def test_the_floods_of_a_cluster_cross_the_trunk(two_switches):
     assert counts["bystander"]["out"] == counts["router"]["in"] > 0
     fdb = two_switches.output("switch2", ["bridge", "fdb", "show", "br", "br1"])
     assert "02:03:0a:4d:05:64 dev trunk1b" in fdb, "host3 is behind the trunk"
+
+
+def test_trunk_ends_and_bridges_are_nobodys_ports(two_switches, tmp_path):
+    nodes = {node["port"] for node in two_switches.ask("nodes")["nodes"] if node["port"]}
+    with witness(two_switches) as watching:
+        captured = start_capture(two_switches, find_ports(two_switches, []), str(tmp_path / "c"))
+        with captured:
+            assert not burst(two_switches, Traffic(burst=30, timeout_s=5.0)).failed()
+            assert captured.stop()[1] == 0
+        records = answered(watching.stop())
+    assert {port for record in records for port in record.hosts} == {"host3", "host9"}
+    assert not twice(records), "an answer that crosses the trunk has one sender"
+    assert {port.interface for port in find_ports(two_switches, [])} == nodes
+    logged = [json.loads(line) for line in two_switches.events().splitlines()]
+    assert {port for e in logged if e["event"] == "frames" for port in e["ports"]} == nodes
+    assert {e["port"] for e in logged if e["event"] == "cable"} <= nodes
 
 
 def test_a_router_that_translates_makes_one_client_of_many(two_switches):

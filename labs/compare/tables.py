@@ -1,6 +1,5 @@
 """The comparison as tables on the terminal: clients under faults, and the methods side by side."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,12 @@ def features(results: dict[str, Any], method: str) -> list[tuple[str, str]]:
 
 def show(results: dict[str, Any], out: Path) -> None:
     """All tables."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    from softnlb import cli_show
+
+    console = cli_show.console(width=150)
     for method, title in results["methods"].items():
         cells = cells_of(results, method)
         measured = {

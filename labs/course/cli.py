@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softnlb.cli_common import json_option, print_json
+from softnlb.cli_show import bold
 
 if TYPE_CHECKING:
     from labs.course.lesson import Lesson, Step
@@ -35,6 +36,8 @@ HEADS = {
         "(--skip leaves it out)",
         "course": "The course, softnlb lab start NUMBER:",
         "none": "no lab is running",
+        "starts": "the lab starts",
+        "look": "measuring in the lab",
     },
     "de": {
         "step": "Lab {lab}, Schritt {step} von {steps}",
@@ -56,6 +59,8 @@ HEADS = {
         "(--skip lässt ihn aus)",
         "course": "Der Kurs, softnlb lab start NUMMER:",
         "none": "es läuft kein Lab",
+        "starts": "das Lab startet",
+        "look": "im Lab wird gemessen",
     },
 }
 
@@ -120,6 +125,7 @@ def start(as_json: bool, number: int, seed: int, name: str, lang: str | None) ->
     from labs.state import running_labs
     from labs.up import start_lab
     from softnlb.errors import SoftnlbError
+    from softnlb.progress import step, steps
 
     at = language(lang)
     lesson = load(number, seed, name)
@@ -134,7 +140,9 @@ def start(as_json: bool, number: int, seed: int, name: str, lang: str | None) ->
                 f"`softnlb lab down --name {name}` ends it"
             )
         running.down()
-    status = start_lab(lesson.spec)
+    with steps(quiet=as_json):
+        step(HEADS[at]["starts"])
+        status = start_lab(lesson.spec)
     document["current"] = {
         "lab": number,
         "seed": seed,
@@ -149,7 +157,7 @@ def start(as_json: bool, number: int, seed: int, name: str, lang: str | None) ->
     if not as_json:
         from labs.drawing import lab_map
 
-        click.secho(f"\n{number}. {lesson.titles[at]}\n", bold=True)
+        click.echo(bold(f"\n{number}. {lesson.titles[at]}\n"))
         click.echo(_wrapped(lesson.stories[at]) + "\n\n" + lab_map(status))
     _show(lesson, document["current"], as_json)
 
@@ -238,6 +246,8 @@ def check(
     from labs.course.progress import note, reason
     from labs.handle import LabHandle
     from softnlb.errors import UsageError
+    from softnlb.progress import step as tell
+    from softnlb.progress import steps
 
     with _Desk(lang) as desk:
         lesson, current, step = desk.lesson, desk.current, desk.step
@@ -247,7 +257,9 @@ def check(
             letters = "|".join("abcdefgh"[: len(step.texts["en"]["choices"])])
             raise UsageError(heads["say"].format(letters=letters))
         given = " ".join(answer) or None
-        facts = look(LabHandle(current["name"]), step.check, {**lesson.values, **step.facts})
+        with steps(quiet=as_json):
+            tell(heads["look"])
+            facts = look(LabHandle(current["name"]), step.check, {**lesson.values, **step.facts})
         verdict = note(desk.document, lesson, step, given, facts)
         right = verdict == "right"
         if right:
@@ -257,7 +269,7 @@ def check(
     if as_json:
         print_json({"lab": lesson.number, "step": step.id, "verdict": verdict, "reason": why})
         return int(not right)
-    click.secho(heads["explain" if right else "no"], bold=True)
+    click.echo(bold(heads["explain" if right else "no"]))
     click.echo(_wrapped(why))
     if right:
         click.echo(_about_the_guess(step, at, record.get("guess")) + _way_on(lesson, current))
@@ -329,7 +341,7 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
         print_json({"lab": lesson.number, "step": step.id, **shown, "run": run, **current})
         return
     numbers = {"lab": lesson.number, "step": current["step"] + 1, "steps": len(lesson.steps)}
-    click.secho("\n" + heads["step"].format(**numbers), bold=True)
+    click.echo(bold("\n" + heads["step"].format(**numbers)))
     if current["stage"] == GUESS:
         letters = "abcdefgh"[: len(text["choices"])]
         _part(heads["predict"], text["predict"])
@@ -337,7 +349,7 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
             click.echo(f"  {letter}) {choice}")
         click.echo("\n" + heads["say"].format(letters="|".join(letters)))
         return
-    click.secho("\n" + heads["run"], bold=True)
+    click.echo(bold("\n" + heads["run"]))
     for line in step.run:
         click.echo(f"  {line}")
     _part(heads["observe"], text["observe"])
@@ -345,7 +357,7 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
 
 
 def _part(head: str, text: str) -> None:
-    click.secho("\n" + head, bold=True)
+    click.echo(bold("\n" + head))
     click.echo(_wrapped(text))
 
 

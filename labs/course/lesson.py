@@ -70,8 +70,9 @@ def language(choice: str | None) -> str:
 
 @cache
 def titles() -> dict[int, dict[str, str]]:
-    """The title of each lesson in each language; reads the files and checks nothing."""
-    tables = {n: tomllib.loads((FOLDER / f"{n:02}.toml").read_text()) for n in numbers()}
+    """The title of each lesson in each language; reads the files up to the first step."""
+    heads = {n: (FOLDER / f"{n:02}.toml").read_text().partition("[[step]]")[0] for n in numbers()}
+    tables = {n: tomllib.loads(head) for n, head in heads.items()}
     courses = {n: table["course"] for n, table in tables.items()}
     return {n: {at: texts[at]["title"] for at in LANGUAGES} for n, texts in courses.items()}
 

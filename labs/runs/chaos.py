@@ -1,8 +1,6 @@
 """Chaos: hosts are killed, paused, cut off, drained under load; every gap has its cause."""
 
 import time
-from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -30,6 +28,7 @@ from labs.topology import DATA_PLANES, TIMERS, LabSpec
 from labs.witness import Answered, answered
 from softnlb.cli_common import print_json
 from softnlb.errors import UsageError
+from softnlb.progress import step
 
 HOLD, RATE, LIFETIME_S, TIMEOUT_S, SETTLE_S = 100, 100.0, 6.0, 0.5, 0.7
 
@@ -124,7 +123,7 @@ class Player:
 
 
 def measure(
-    lab: LabHandle, minutes: float, seed: int, tell: Callable[[str], None]
+    lab: LabHandle, minutes: float, seed: int
 ) -> tuple[list[Played], Result, list[Answered]]:
     """Play acts for so long under load."""
     player, played = Player(lab), []
@@ -138,10 +137,7 @@ def measure(
             victims = ", ".join(f"host{victim}" for victim in act.victims)
             played.append(player.play(act))
             took_s = played[-1].converged_s - played[-1].undone_s
-            clock = f"{played[-1].began_s - began_s:6.1f} s"
-            tell(
-                f"{clock}  {act.kind} {victims} for {act.hold_s} s; one again after {took_s:.2f} s"
-            )
+            step(f"{act.kind} {victims} for {act.hold_s} s; one again after {took_s:.2f} s")
         pause(load.silence_s)
         result = finish(task)
         records = answered(watching.stop())
@@ -246,8 +242,7 @@ def command(
     spec = LabSpec(name=own_name("chaos"), hosts=hosts, timers="fast", data_plane=data_plane)
     with lab_for(name, spec) as lab:
         period_ms, tolerance = TIMERS[lab.spec().timers]
-        told: Callable[[str], None] = (lambda _: None) if as_json else partial(click.echo, err=True)
-        played, result, records = measure(lab, minutes, seed, told)
+        played, result, records = measure(lab, minutes, seed)
     slack_s = TIMEOUT_S + 2 * period_ms / 1000
     merge_s = MERGE_PERIODS * period_ms / 1000
     judgement = judge(

@@ -1,13 +1,20 @@
 """Idle: what the agents of a quiet cluster cost, in percent of one core."""
 
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 
-from labs.experiment import await_converged, lab_for, options, own_name, pause, print_table
+from labs.experiment import (
+    await_converged,
+    busy_ns,
+    lab_for,
+    options,
+    own_name,
+    pause,
+    print_table,
+)
 from labs.handle import LabHandle
 from labs.topology import DATA_PLANES, HOSTS_MAX, TIMERS, LabSpec
 from softnlb.cli_common import print_json
@@ -28,11 +35,11 @@ def measure(lab: LabHandle, seconds: float) -> dict[str, Any]:
     await_converged(lab, list(range(1, spec.hosts + 1)))
     pause(SETTLE_S)
     pids = [int(host["pid"]) for host in lab.status()["hosts"]]
-    before, began_s = [_busy_ns(pid) for pid in pids], time.monotonic()
+    before, began_s = [busy_ns(pid) for pid in pids], time.monotonic()
     pause(seconds)
     took_s = time.monotonic() - began_s
     percent = sorted(
-        (_busy_ns(pid) - was) / took_s / 1e7 for pid, was in zip(pids, before, strict=True)
+        (busy_ns(pid) - was) / took_s / 1e7 for pid, was in zip(pids, before, strict=True)
     )
     return {
         "hosts": spec.hosts,
@@ -42,16 +49,6 @@ def measure(lab: LabHandle, seconds: float) -> dict[str, Any]:
         "most_percent": round(percent[-1], 3),
         "limit_percent": LIMIT_PERCENT,
     }
-
-
-def _busy_ns(pid: int) -> int:
-    """Time on a processor of all threads of a process and of its children."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
-        for child in (task / "children").read_text().split():
-            total += _busy_ns(int(child))
-    return total
 
 
 @click.command(help=__doc__)
