@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,3 +54,25 @@ def running(word: str, **choices: Any) -> Iterator[LabHandle]:
     finally:
         if spec.name in running_labs():
             LabHandle(spec.name).down()
+
+
+def machine() -> dict[str, object]:
+    """What labs could leave on this machine besides processes: links, rules, mounts, files."""
+    folders = ("/run/netns", "/run/softnlb", "/etc/softnlb", "/etc/softnlb-lab", "/var/lib/softnlb")
+    ours = (str(folder) for folder in (ROOT, ROOT / "labs", ROOT / "tests"))
+    return {
+        "links": sorted(os.listdir("/sys/class/net")),
+        "rules": subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True).stdout,
+        "mounts": Path("/proc/self/mounts").read_text(),
+        "files": {
+            folder: sorted(name for name in os.listdir(folder) if name[0] not in "._")
+            for folder in (*folders, *ours)
+            if Path(folder).exists()
+        },
+        # The directory for the sockets of a user's labs stays.
+        "temporary files": sorted(
+            path.name
+            for path in Path(tempfile.gettempdir()).glob("*softnlb*")
+            if not path.name.removeprefix("softnlb-").isdigit()
+        ),
+    }

@@ -31,6 +31,7 @@ from labs.runs import (
     killed,
     many,
     pause,
+    scale,
     staged,
     timing,
 )
@@ -318,3 +319,28 @@ def test_a_rule_of_the_whole_cluster_changes_on_all_hosts_or_on_none(cluster):
     assert staged.good(result), result
     assert result["changed"], result["reason"]
     assert result["long_connections"] == 40
+
+
+def test_scale_counts_what_ports_and_filters_do():
+    row = scale.measure(2, Mode.IGMP, per_host=10)
+    assert (row["requests"], row["answered"]) == (20, 20)
+    assert row["client_frames"] >= 20 * 4, "SYN, ACK, request, FIN"
+    assert row["frames_per_port_min"] == row["frames_per_port_max"] == row["client_frames"]
+    assert row["bystander_frames"] == 0
+    assert row["cpu_ms_per_host"] > 0
+
+
+def test_scale_sets_the_theory_beside_what_was_measured():
+    def row(hosts: int, cpu_ms: float) -> dict:
+        frames = hosts * 10 * 5
+        ends = {f"frames_per_port{end}": frames for end in ("", "_min", "_max")}
+        facts = {"mode": "igmp", "hosts": hosts, "requests": hosts * 10, "client_frames": frames}
+        return {**facts, **ends, "cpu_ms_per_host": cpu_ms}
+
+    rows = [row(2, 1.0), row(4, 2.0), row(8, 8.0)]
+    scale.beside_theory(rows, per_host=10)
+    assert [each["frames_per_port_theory"] for each in rows] == [100, 200, 400]
+    assert [each["cpu_ms_per_host_theory"] for each in rows] == [1.0, 2.0, 4.0]
+    assert [scale.off_percent(each) for each in rows] == [0, 0, 0]
+    rows[2]["frames_per_port_min"] = 300
+    assert scale.off_percent(rows[2]) == 25

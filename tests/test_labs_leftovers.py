@@ -5,27 +5,71 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from labs.course.lesson import load
+from labs.faults import FAULTS
 from labs.handle import LabHandle
 from labs.state import labs_directory, running_labs
 from labs.up import start_lab
-from tests.labs import ROOT, lab_name
+from tests.labs import ROOT, lab_name, machine, running
 from tests.netns import wait_for
 
+NAMESPACES = ("net", "mnt", "pid", "uts", "user", "ipc")
+MENDED_BY = {"start", "cont", "thaw", "replug", "heal", "app-up", "mask-mac"}
+"""The verbs that only end a fault; of all others none may leave anything."""
 
-def machine() -> dict[str, object]:
-    """What a lab could leave on the machine, outside of processes."""
-    rules = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True).stdout
-    return {
-        "links": sorted(os.listdir("/sys/class/net")),
-        "named namespaces": sorted(os.listdir("/run/netns")) if Path("/run/netns").exists() else [],
-        "rules": rules,
-        "mounts": Path("/proc/self/mounts").read_text(),
-    }
+ALL_FAULTS = (
+    ("snooping", "on"),
+    ("querier", "off"),
+    ("clear-fdb",),
+    ("partition", "host1,router"),
+    ("loss", "30", "router"),
+    ("loss-from", "30", "client2"),
+    ("loss-to", "30", "bystander"),
+    ("mute", "host1"),
+    ("deaf", "host2"),
+    ("flush-rules", "host4"),
+    ("leak-mac", "host4"),
+    ("app-down", "host4"),
+    ("agent-kill", "host4"),
+    ("stop", "host3"),
+    ("freeze", "host2"),
+    ("unplug", "host3"),
+    ("kill", "host1"),
+)
+
+
+@contextmanager
+def nobody_stays_in(lab: LabHandle) -> Iterator[None]:
+    """Afterwards no process of the machine is in a namespace of the lab.
+
+    The namespaces are held open meanwhile, so that their numbers are nobody else's.
+    """
+    facts = lab.ask("nodes")
+    pids = [facts["supervisor_pid"], *(node["pid"] for node in facts["nodes"] if node["pid"])]
+    with ExitStack() as held:
+        own = {os.readlink(f"/proc/self/ns/{kind}") for kind in NAMESPACES}
+        inside = set()
+        for path in {f"/proc/{pid}/ns/{kind}" for pid in pids for kind in NAMESPACES}:
+            held.enter_context(open(path, "rb"))
+            inside.add(os.readlink(path))
+        assert len(inside - own) > 3 * len(facts["nodes"]), "net, mnt and uts of each node"
+        yield
+        wait_for(lambda: not _who_is_in(inside - own))
+
+
+def _who_is_in(namespaces: set[str]) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/ns"):
+        with contextlib.suppress(OSError):
+            if namespaces & {os.readlink(path / kind) for kind in NAMESPACES}:
+                found.append(path.parent.name)
+    return found
 
 
 def processes_with(word: str) -> list[int]:
@@ -64,32 +108,16 @@ def test_a_supervisor_that_is_killed_while_it_starts(stage):
     assert machine() == before
 
 
-def test_a_lesson_that_is_killed_in_the_middle_of_its_faults():
-    before, name = machine(), lab_name("left")
-    start_lab(load(4, 5, name).spec)
-    lab = LabHandle(name)
-    for fault in (
-        ("kill", "host1"),
-        ("freeze", "host2"),
-        ("unplug", "host3"),
-        ("leak-mac", "host4"),
-    ):
-        lab.fault(*fault)
-    command = [
-        sys.executable,
-        "-m",
-        "labs.cli",
-        "exec",
-        "--name",
-        name,
-        "host4",
-        "--",
-        "sleep",
-        "60",
-    ]
-    with subprocess.Popen(command, cwd=ROOT) as shell:
-        os.kill(lab.ask("nodes")["supervisor_pid"], signal.SIGKILL)
-        wait_for(lambda: name not in running_labs())
-        shell.kill()
-    wait_for(lambda: gone(name))
+def test_a_lab_that_is_killed_in_the_middle_of_every_fault():
+    assert {fault for fault, *_ in ALL_FAULTS} == FAULTS.keys() - MENDED_BY
+    before = machine()
+    with running("left", switch="linux") as lab, nobody_stays_in(lab):
+        for fault in ALL_FAULTS:
+            lab.fault(*fault)
+        shell = [sys.executable, "-m", "labs.cli", "exec", "--name", lab.name, "host4", "--"]
+        with subprocess.Popen([*shell, "sleep", "60"], cwd=ROOT) as working:
+            os.kill(lab.ask("nodes")["supervisor_pid"], signal.SIGKILL)
+            wait_for(lambda: lab.name not in running_labs())
+            working.kill()
+    wait_for(lambda: gone(lab.name))
     assert machine() == before

@@ -4,6 +4,7 @@ Each check is a function of the running lab that returns ``Facts``; ``judge`` is
 teacher can judge again what a student handed in.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -270,6 +271,7 @@ def unserved(lab: LabHandle, values: Values) -> Facts:
     percent = round(100 * len(result.failed()) / len(result.new))
     broken = lab.status()["faults"]
     ready = all(broken.get(fault) for fault in values.get("faults", []))
+    ready = ready and percent <= values.get("percent_max", 100)
     seen = {"failed": len(result.failed()), "tried": len(result.new)}
     return Facts([str(percent)], tolerance=float(values["tolerance"]), ready=ready, seen=seen)
 
@@ -288,6 +290,24 @@ def waste(lab: LabHandle, values: Values) -> Facts:
         tolerance=1.5,
         ready=to_hosts > 0,
         seen={"sent": sent, "to_hosts": to_hosts},
+    )
+
+
+def growth(lab: LabHandle, values: Values) -> Facts:
+    """How many times as many frames a port carries for all hosts' clients as for a few hosts'."""
+    counters = FrameCounters(lab)
+    hosts, small = lab.spec().hosts, int(values["small"])
+    marks = [counters.read()]
+    for size in (small, hosts):
+        burst(lab, Traffic(burst=size * int(values["per_host"]), timeout_s=2.0))
+        marks.append(counters.read())
+    port = str(values["faulty"])
+    few, many = (b[port]["out"] - a[port]["out"] for a, b in itertools.pairwise(marks))
+    return Facts(
+        [f"{many / max(1, few):.1f}"],
+        tolerance=1.0,
+        ready=few > 0,
+        seen={"few": few, "many": many},
     )
 
 
@@ -311,6 +331,7 @@ CHECKS: dict[str, Callable[[LabHandle, Values], Facts]] = {
         round_robin,
         unserved,
         waste,
+        growth,
     )
 }
 

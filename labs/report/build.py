@@ -7,7 +7,7 @@ from labs.events import labs_in, parse
 from labs.handle import LabHandle
 from labs.report.page import document, section
 from labs.report.story import Story, story_of
-from softnlb.errors import MachineError, SoftnlbError
+from softnlb.errors import MachineError, SoftnlbError, UsageError
 
 
 def stories(path: Path | None, name: str) -> list[Story]:
@@ -65,3 +65,20 @@ def write_figures(told: list[Story], directory: Path) -> list[Path]:
     except OSError as error:
         raise SoftnlbError(f"{directory}: {error.strerror}") from error
     return written
+
+
+def draw_growth(rows: list[dict[str, Any]], path: Path) -> None:
+    """The figure of ``softnlb lab run scale``, as SVG or PNG by the file's ending.
+
+    Raises MachineError without matplotlib, SoftnlbError.
+    """
+    _figures()
+    from labs.report.growth import figure
+
+    if path.suffix not in (".svg", ".png"):
+        raise UsageError(f"{path}: a figure ends in .svg or .png")
+    metadata: dict[str, Any] = {"Date": None} if path.suffix == ".svg" else {}
+    try:
+        figure(rows).savefig(path, dpi=150, metadata=metadata)
+    except OSError as error:
+        raise SoftnlbError(f"{path}: {error.strerror}") from error
