@@ -1,6 +1,7 @@
 """Your own lab from TOML: what a file may say, every error at once, and the lab that it makes."""
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from softnlb.errors import SoftnlbError
 from tests.labs import ROOT, lab, lab_json, lab_name
 from tests.netns import wait_for
 
+NGINX = shutil.which("nginx")
 EXAMPLE = ROOT / "labs" / "example.toml"
 SMALL = {"lab": {"hosts": 2}, "cluster": {"ip_address": "10.1.0.100/24"}}
 
@@ -168,6 +170,8 @@ router = "office"
 address = "192.168.7.2/24"
 pool = "192.168.7.128/25"
 """
+    if NGINX:
+        text += '[[service]]\nkind = "nginx"\nport = 8081\nhosts = ["host9"]\n'
     path = Path(tmp_path_factory.mktemp("own"), "own.toml")
     path.write_text(text)
     name = lab_name("own")
@@ -185,6 +189,19 @@ def test_two_switches_carry_one_cluster(two_switches):
     shown = lab("status", "--name", two_switches.name).stdout
     assert "over a trunk, switch2 (br1):" in shown
     assert "client3" in shown
+
+
+@pytest.mark.skipif(not NGINX, reason="nginx is not installed")
+def test_nginx_answers_as_the_built_in_service_does(two_switches):
+    def answer() -> str:
+        words = ["curl", "-s", "-m", "1", "http://10.77.5.9:8081/"]
+        return str(two_switches.complete("client2", words)["stdout"])
+
+    assert json.loads(answer())["host_id"] == 9
+    two_switches.fault("app-down", "host9")
+    assert answer() == ""
+    two_switches.fault("app-up", "host9")
+    assert json.loads(answer())["client"].startswith("10.77.5.200:")
 
 
 def test_the_floods_of_a_cluster_cross_the_trunk(two_switches):

@@ -24,8 +24,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         hosts = [row["hosts"] for row in own]
         left.plot(hosts, [row["frames_per_port"] for row in own], label=mode, **style)
         right.plot(hosts, [row["cpu_ms_per_host"] for row in own], label=mode, **style)
-        theory = [row["cpu_ms_per_host_theory"] for row in own]
-        right.plot(hosts, theory, color=colour, linestyle="--", linewidth=1)
+        line = [row["cpu_ms_per_host_theory"] for row in own]
+        right.plot(hosts, line, color=colour, linestyle="--", linewidth=1)
     theory = {row["hosts"]: row["frames_per_port_theory"] for row in rows}
     left.plot(sizes, [theory[n] for n in sizes], "--", color=THEORY, linewidth=1, label="theory")
     wanted = [theory[n] / n for n in sizes]

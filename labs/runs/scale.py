@@ -109,7 +109,7 @@ def beside_theory(rows: list[dict[str, Any]], per_host: int) -> None:
 
 def off_percent(row: dict[str, Any]) -> float:
     """By how much the port that differs most carried more or less than the theory says."""
-    theory = row["frames_per_port_theory"]
+    theory: float = row["frames_per_port_theory"]
     ends = (row["frames_per_port_min"], row["frames_per_port_max"])
     return max(abs(100 * (end / theory - 1)) for end in ends)
 
