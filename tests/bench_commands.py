@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from labs.cli import lab
 from softnlb.cli import cli
 
 LIMIT_MS = 150
@@ -48,15 +49,19 @@ AT_REST: tuple[tuple[str, ...], ...] = (
 """Commands that neither an agent nor a lab keeps waiting; some end with "is not running"."""
 
 
-def verbs(command: click.Command, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def verbs() -> list[tuple[str, ...]]:
     """Every verb of the command line, the groups among them."""
+    return [*_below(cli, ()), *_below(lab, ("lab",))]
+
+
+def _below(command: click.Command, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     yield words
     if isinstance(command, click.Group):
         context = click.Context(command)
         for name in command.list_commands(context):
             below = command.get_command(context, name)
             if below is not None and not below.hidden:
-                yield from verbs(below, (*words, name))
+                yield from _below(below, (*words, name))
 
 
 def took_ms(words: tuple[str, ...], directory: Path, rounds: int) -> float:
@@ -78,7 +83,7 @@ def took_ms(words: tuple[str, ...], directory: Path, rounds: int) -> float:
 def main(arguments: list[str]) -> int:
     """Print the table; exit status 1 when a command is slower than the limit."""
     rounds = int(arguments[0]) if arguments else 5
-    lines = [(*words, "--help") for words in verbs(cli)] + list(AT_REST)
+    lines = [(*words, "--help") for words in verbs()] + list(AT_REST)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "host.toml").write_text(CONFIG)

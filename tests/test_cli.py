@@ -16,6 +16,7 @@ from softnlb.cli import cli, run
 from softnlb.cli_common import json_option
 from softnlb.errors import MachineError, NotRunningError, SoftnlbError
 from tests.fake_agent import QUERY, FakeAgent, serving
+from tests.labs import ROOT
 
 CONFIG = """
 [cluster]
@@ -463,3 +464,59 @@ def test_cleanup_with_nothing_left_behind(run_dir, capsys):
     assert json_of(capsys, ["cleanup", "--json"]) == {"undone": []}
     assert run(["cleanup"]) == 0
     assert capsys.readouterr().out == "Nothing was left behind.\n"
+
+
+SLOW = ("matplotlib", "multiprocessing", "numpy", "pydantic", "rich", "yaml")
+
+
+def test_help_of_no_verb_loads_what_is_slow():
+    """``python -m tests.bench_commands`` measures what this keeps true."""
+    program = f"""
+import contextlib, io, sys
+from softnlb.cli import run
+from tests.bench_commands import verbs
+told = verbs()
+with contextlib.redirect_stdout(io.StringIO()):
+    assert not any(run([*words, "--help"]) for words in told)
+print(len(told), [name for name in {SLOW} if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    count, _, loaded = done.stdout.strip().partition(" ")
+    assert loaded == "[]", done.stderr
+    assert int(count) > 60
+
+
+def test_steps_are_plain_lines_off_a_terminal_and_silent_outside(capsys):
+    progress.step("nobody listens")
+    with progress.steps():
+        progress.step("one thing")
+        progress.hush()
+        progress.step("another")
+    with progress.steps(quiet=True):
+        progress.step("hidden")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" s  ")[1] for line in lines] == ["one thing", "another"]
+    assert not any(mark in line for line in lines for mark in ("\r", "\x1b"))
+
+
+def test_steps_count_the_seconds_on_a_terminal_only_where_something_may_move(monkeypatch):
+    program = """
+import signal
+from softnlb import progress
+with progress.steps():
+    progress.step("at work")
+    if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
+        signal.raise_signal(signal.SIGALRM)
+    progress.step("more")
+"""
+    for variable, moving in (("X", True), ("NO_COLOR", False)):
+        main, other = os.openpty()
+        environment = {**os.environ, "TERM": "xterm", variable: "1"}
+        if moving:
+            environment.pop("NO_COLOR", None)
+        subprocess.run([sys.executable, "-c", program], stderr=other, env=environment, check=True)
+        os.close(other)
+        shown = os.read(main, 4096)
+        os.close(main)
+        assert (b"\r    " in shown) is moving
+        assert shown.count(b"at work") == (3 if moving else 1)

@@ -111,7 +111,8 @@ def off_percent(row: dict[str, Any]) -> float:
     """By how much the port that differs most carried more or less than the theory says."""
     theory: float = row["frames_per_port_theory"]
     ends = (row["frames_per_port_min"], row["frames_per_port_max"])
-    return max(abs(100 * (end / theory - 1)) for end in ends)
+    off: float = max(abs(100 * (end / theory - 1)) for end in ends)
+    return off
 
 
 def scale(sizes: tuple[int, ...], per_host: int) -> list[dict[str, Any]]:
