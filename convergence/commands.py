@@ -30,6 +30,8 @@ def obey(state: State, event: CommandReceived) -> None:
         stop(state)
     elif command is Command.SET_WEIGHT:
         set_weight(state, event)
+    elif command is Command.SET_PRIORITIES:
+        set_priorities(state, event)
     elif command is Command.SET_KEYRING:
         set_keyring(state, event)
     else:
@@ -188,6 +190,15 @@ def set_weight(state: State, event: CommandReceived) -> None:
         if state.config.rules[slot].filtering_mode is FilteringMode.MULTIPLE_HOSTS:
             state.load_weights[slot] = event.load_weight
     _own_weights_changed(state, "this host changed its weights")
+
+
+def set_priorities(state: State, event: CommandReceived) -> None:
+    """Handling priorities 1..32, one per rule; they count for single-host rules."""
+    wanted = event.handling_priorities
+    if len(wanted) != len(state.config.rules):
+        raise CommandError("one handling priority per port rule")
+    state.config = replace(state.config, handling_priorities=wanted)
+    _own_weights_changed(state, "this host changed its handling priorities")
 
 
 def set_keyring(state: State, event: CommandReceived) -> None:

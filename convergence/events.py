@@ -53,6 +53,7 @@ class Command(Enum):
     DISABLE_RULE = "disable"
     DRAIN_RULE = "drain"
     SET_WEIGHT = "set-weight"
+    SET_PRIORITIES = "set-priorities"
     SET_KEYRING = "set-keyring"
 
 
@@ -61,8 +62,9 @@ class CommandReceived:
     """A command; a bad one raises ``CommandError`` and changes nothing.
 
     ``host_code``: a fresh random 32-bit number for START.  ``slots``: the rule slots of a rule
-    command.  ``load_weight`` 0..100 for SET_WEIGHT.  ``keyring`` for SET_KEYRING.  ``force``:
-    START although unverifiable or foreign heartbeats for this cluster were heard.
+    command.  ``load_weight`` 0..100 for SET_WEIGHT.  ``handling_priorities``, one per rule, for
+    SET_PRIORITIES.  ``keyring`` for SET_KEYRING.  ``force``: START although unverifiable or foreign
+    heartbeats for this cluster were heard.
     """
 
     now_ms: int
@@ -70,6 +72,7 @@ class CommandReceived:
     host_code: int = 0
     slots: tuple[int, ...] = ()
     load_weight: int = 0
+    handling_priorities: tuple[int, ...] = ()
     force: bool = False
     keyring: Keyring = Keyring()
 

@@ -137,11 +137,11 @@ def receive(state: State, event: FrameReceived) -> None:
 
 def _hear_coordinator(state: State, frame: ChangeFrame) -> None:
     change = state.staging.change
-    if change is not None and (change.aborted or _is_older(change.name, frame.change)):
+    if change is not None and (change.aborted or _is_over(change, frame.change)):
         change = None
     if frame.kind is Kind.ABORTED:
         if change is not None and change.name == frame.change:
-            _forget(state, frame.body.decode(errors="replace"))
+            _forget(state, _printable(frame.body))
         return
     if change is None:
         change = Change(frame.change, frame.body, heard_ms=state.now_ms, digest=frame.digest)
@@ -154,9 +154,20 @@ def _hear_coordinator(state: State, frame: ChangeFrame) -> None:
         _send(state, Kind.REFUSED, frame.change, body=busy.encode())
 
 
-def _is_older(one: ChangeName, other: ChangeName) -> bool:
-    """The same coordinator has begun another change since; its abort of the first was lost."""
-    return one == replace(other, number=one.number) and one.number < other.number
+def _printable(body: bytes) -> str:
+    """Words of another host for a terminal: nothing in them may steer it."""
+    text = body.decode(errors="replace")
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _is_over(change: Change, other: ChangeName) -> bool:
+    """The same coordinator has begun another change since; its abort of the first was lost.
+
+    Not while the agent is at work on the first: proposals in quick succession are not its burden.
+    """
+    answered = change.config is not None or bool(change.refusal)
+    same = change.name == replace(other, number=change.name.number)
+    return answered and same and change.name.number < other.number
 
 
 def _hear_answer(state: State, frame: ChangeFrame) -> None:
@@ -164,8 +175,7 @@ def _hear_answer(state: State, frame: ChangeFrame) -> None:
     if change is None or change.name != frame.change or change.aborted:
         return
     if frame.kind is Kind.REFUSED:
-        reason = frame.body.decode(errors="replace")
-        _abort(state, change, f"host {frame.host_id} refuses: {reason}")
+        _abort(state, change, f"host {frame.host_id} refuses: {_printable(frame.body)}")
     else:
         change.answers[frame.host_id, frame.host_code] = frame.digest, frame.body
         go_on(state)

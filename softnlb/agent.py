@@ -173,6 +173,8 @@ class Agent:
         serving = self.serving
         if isinstance(output, LogEvent):
             self.tell(output)
+            if output.name == "converged" and output.fields["default"] and serving is not None:
+                serving.announce()
         elif serving is None:
             return
         elif isinstance(output, StageChange | RecallConfiguration | ConfigurationSwitched):

@@ -124,6 +124,12 @@ class ClusterConfig:
         return next(found, None)
 
     @property
+    def _dedicated_ipv6_addresses(self) -> tuple[InterfaceAddress, ...]:
+        """Of the additional ones: the rules of the link name the first."""
+        every = self.additional_dedicated_ip_addresses
+        return tuple(address for address in every if address.version == 6)
+
+    @property
     def probes_prove(self) -> bool:
         """Whether a host that does not answer ARP probes of its dedicated IP address is gone: not
         where all hosts have one MAC address, nor where the address is an IPv6 one."""
@@ -139,6 +145,8 @@ class ClusterConfig:
         return replace(
             self,
             load_weights=(),
+            handling_priorities=(),
+            additional_dedicated_ip_addresses=self._dedicated_ipv6_addresses,
             health_probes=(),
             keyring=Keyring(),
             initial_state="started",

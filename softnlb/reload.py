@@ -95,8 +95,19 @@ def _apply(agent: Agent, present: ClusterConfig, fresh: ClusterConfig) -> str:
             if weight != present.load_weights[slot]:
                 agent.rule_command(Command.SET_WEIGHT, (slot,), weight)
         done.append("load weights changed")
+    if fresh.handling_priorities != present.handling_priorities:
+        priorities = fresh.handling_priorities
+        agent.step(
+            CommandReceived(agent.now_ms(), Command.SET_PRIORITIES, handling_priorities=priorities)
+        )
+        done.append("handling priorities changed")
     agent.config = fresh
+    if fresh.dedicated_ip_addresses != present.dedicated_ip_addresses:
+        if agent.serving is not None:
+            agent.serving.reconfigure(fresh)
+            agent.serving.install_again()
+        done.append("dedicated IP addresses changed")
     if fresh.health_probes != present.health_probes:
         agent.look_at_services()
         done.append("health probes changed")
-    return ", ".join(done) or "initial state changed"
+    return ", ".join(done) or "in force from the next start on"

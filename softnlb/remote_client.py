@@ -59,13 +59,14 @@ def cluster_of_member(params: Result) -> Cluster:
             f"({error}): use sudo."
         ) from error
     dedicated = config.dedicated_ip_address
-    if not config.keyring.keys or not isinstance(dedicated, IPv4Interface):
-        raise SoftnlbError("remote control takes a cluster key and an IPv4 dedicated IP address")
+    if not config.keyring.keys:
+        raise SoftnlbError("remote control takes a cluster key")
+    four = isinstance(dedicated, IPv4Interface)
     return Cluster(
         str(config.cluster_ip_addresses[0].ip),
         config.host_id,
         str(dedicated.ip),
-        str(dedicated.network.broadcast_address),
+        str(dedicated.network.broadcast_address) if four else f"ff02::1%{config.interface}",
         int(params["remote_control_port"]),
         config.keyring.keys[0],
     )
@@ -74,7 +75,7 @@ def cluster_of_member(params: Result) -> Cluster:
 class _Asked:
     """One host: its ticket, where it is, what it answered."""
 
-    def __init__(self, order: bytes, address: tuple[str, int]) -> None:
+    def __init__(self, order: bytes, address: tuple[Any, ...]) -> None:
         self.order = order
         self.address = address
         self.answer: Result | None = None
@@ -94,7 +95,8 @@ def ask_remote(
         cluster.key,
     )
     asked: dict[int, _Asked] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+    family = socket.AF_INET6 if ":" in cluster.source else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as asking:
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         asking.bind((cluster.source, 0))
         began_s = time.monotonic()

@@ -5,6 +5,7 @@ reaches a stack whose filter is missing.
 """
 
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -16,6 +17,7 @@ from modes.mac import w_x_y_z
 from modes.plan import LinkPlan
 from softnlb.config import ClusterConfig
 from softnlb.dataplane import DataPlane
+from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterRule, FilterTable
 from softnlb.heartbeat_socket import HeartbeatSocket
 from softnlb.kernel import one_sentence
@@ -32,6 +34,7 @@ class Serving:
         self._plane = plane
         self._link = Link(self.plan, directory / RECORD)
         self.table = table_of(config, None)
+        self._installed: tuple[MapsChanged, tuple[str, ...]] | None = None
         self.heartbeats: HeartbeatSocket | None = None
         self.neighbours: NeighbourSocket | None = None
 
@@ -75,6 +78,7 @@ class Serving:
 
     def install(self, maps: MapsChanged, rule_states: tuple[str, ...]) -> None:
         """Obey the machine's maps from now on; a disabled rule drops its connections too."""
+        self._installed = maps, rule_states
         self.table = table_of(self._config, maps, rule_states)
         self._plane.install(self.table)
 
@@ -82,9 +86,25 @@ class Serving:
         """Other rules, ICMP filter, seed or remote control from the next ``install`` on."""
         self._config = config
 
+    def install_again(self) -> None:
+        """The same maps, when what else the table says has changed."""
+        if self._installed is not None:
+            self.install(*self._installed)
+
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed maps."""
+        if self._installed is not None:
+            maps, rule_states = self._installed
+            self._installed = replace(maps, valid_until_ms=valid_until_ms), rule_states
         self._plane.renew(valid_until_ms)
+
+    def announce(self) -> None:
+        """Teach all neighbours the cluster MAC, after a take-over or a contested period.
+
+        A cable that is out now loses the frame, as it would lose any other.
+        """
+        with suppress(SoftnlbError):
+            self._link.announce()
 
     def monitors(self) -> tuple[socket.socket, ...]:
         """Readable when anybody changes the network of this host; then ask ``disturbed``."""

@@ -1,32 +1,43 @@
-"""Two real agents change the cluster together: their files, their disks, and who refuses."""
+"""Two real agents: they change the cluster together, reload what concerns nobody else, and one
+takes over.  Each test goes on from where the one before it ended."""
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from scapy.layers.l2 import ARP, Ether
 
+from tests.links import Sniffer
 from tests.netns import Segment, wait_for
-from tests.test_agent import Host, start_all
+from tests.test_agent import VIP, Host, start_all
+
+CLUSTER_MAC = "02:bf:0a:01:00:64"
 
 ADD = {"do": "add", "rule": {"ports": "443", "affinity": "none"}}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+def segment() -> Iterator[Segment]:
+    """A client is there; two hosts will be."""
+    made = Segment()
+    made.node("client", "10.1.0.200/24")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pair(segment: Segment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
     """Two hosts that have converged; each test leaves them so."""
-    segment = Segment()
     directory = tmp_path_factory.mktemp("change")
     hosts = [Host(segment, host_id, directory) for host_id in (1, 2)]
     try:
-        for host in hosts:
-            host.configure()
         start_all(hosts)
         yield hosts
     finally:
         for host in hosts:
-            host.end()
-        segment.close()
+            host.end(signal.SIGKILL)
 
 
 def change(host: Host, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -114,3 +125,62 @@ def test_what_the_coordinator_itself_refuses_nobody_stages(
     ended = change(pair[0], wanted)
     assert ended["state"] == "aborted"
     assert reason in ended["reason"]
+
+
+def convergences(hosts: list[Host]) -> list[int]:
+    """How often each host has converged."""
+    return [host.ask("query")["convergence_count"] for host in hosts]
+
+
+@pytest.mark.parametrize(
+    ("line", "done"),
+    [
+        ("# a comment", "nothing changed"),
+        ('initial_state = "stopped"', "in force from the next start on"),
+        ("retain_suspended = true", "in force from the next start on"),
+        ('additional_dedicated_ip_addresses = ["10.9.9.9/32"]', "dedicated IP addresses changed"),
+    ],
+)
+def test_a_reload_that_changes_nothing_shared_is_no_convergence(
+    pair: list[Host], line: str, done: str
+) -> None:
+    before = convergences(pair)
+    for host in pair:
+        text = host.config.read_text()
+        host.config.write_text(text.replace("[host]", f"[host]\n{line}"))
+        assert host.ask("reload")["message"] == done
+        assert host.state() == "converged"
+        host.config.write_text(text)
+        host.ask("reload")
+    assert convergences(pair) == before
+    assert not any(host.ask("display")["heartbeats_ignored"] for host in pair)
+
+
+def test_another_handling_priority_moves_the_rule_and_nobody_leaves(pair: list[Host]) -> None:
+    first, second = pair
+    at = {"cluster_ip_address": "all", "ports": "80", "protocol": None}
+    single = {"do": "set", "at": at, "rule": {"filtering_mode": "single"}}
+    assert change(second, single)["state"] == "done"
+    wait_for(lambda: settled(pair) and first.ask("maps")["buckets"] == 60, 30.0)
+    wait_for(lambda: '"single"' in first.config.read_text())
+    text = first.config.read_text()
+    first.config.write_text(text.replace('ports = "80"', 'ports = "80"\nhandling_priority = 9'))
+    assert first.ask("reload")["message"] == "handling priorities changed"
+    wait_for(lambda: second.ask("maps")["buckets"] == 60, 30.0)
+    assert "stopped" not in [event["name"] for event in first.ask("display")["events"]]
+    assert first.ask("queryport", port=80)["handling_priority"] == 9
+
+
+def test_after_a_take_over_the_neighbours_learn_the_cluster_mac(
+    segment: Segment, pair: list[Host]
+) -> None:
+    """Whatever somebody else had told them meanwhile."""
+    client = segment.nodes["client"]
+    first, second = pair
+    with Sniffer(client) as sniffer:
+        client.run(f"ip neigh replace {VIP} lladdr 02:00:00:00:00:99 dev eth0 nud stale")
+        first.end(signal.SIGKILL)
+        wait_for(lambda: second.ask("query")["default_host"] == 2, 30.0)
+        wait_for(lambda: CLUSTER_MAC in client.run(f"ip neigh show {VIP}"), 10.0)
+        told = [one for one in map(Ether, sniffer.read()) if ARP in one and one[ARP].psrc == VIP]
+    assert {(one.src, one[ARP].hwsrc) for one in told} == {("02:02:0a:01:00:64", CLUSTER_MAC)}

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convergence.auth import Key, sign
+from softnlb.remote import PER_SECOND, SOURCES_MAX, VERIFIED_PER_SECOND, RemoteControl
 from softnlb.remote_frame import Datagram, Kind, RemoteError, decode, encode
 from tests.netns import Namespace, Segment, wait_for
 from tests.test_agent import VIP, Host, start_all
@@ -262,6 +264,47 @@ def test_a_flood_costs_little_and_the_cluster_goes_on(places):
     assert [host.ask("query")["convergence_count"] for host in hosts] == before
     wait_for(lambda: softnlb(hosts[0], "query", f"{VIP}:2").returncode == 0, timeout_s=10)
     asker.socket.close()
+
+
+def test_the_flood_of_one_source_takes_nothing_from_another():
+    """At one moment: a hundred datagrams of each, and a bounded number of all together."""
+    config = SimpleNamespace(interface="lo", remote_control_port=None)
+    agent = SimpleNamespace(config=config, now_ms=lambda: 0, tell=None)
+    control = RemoteControl(agent, lambda verb, arguments: {})
+    try:
+        assert sum(control._may_work("10.1.0.66") for _ in range(5000)) == PER_SECOND
+        assert sum(control._may_work("10.1.0.1") for _ in range(5000)) == PER_SECOND
+        many = [f"10.2.{place // 250}.{place % 250}" for place in range(5000)]
+        assert sum(map(control._may_work, many)) == VERIFIED_PER_SECOND - 2 * PER_SECOND
+        assert len(control._sources) <= SOURCES_MAX
+    finally:
+        control.close()
+
+
+def test_hosts_with_ipv6_addresses_alone_obey_too(tmp_path):
+    """There is no broadcast: the command asks all nodes on the link."""
+    segment = Segment()
+    hosts = [Host(segment, host_id, tmp_path) for host_id in (1, 2)]
+    try:
+        for host in hosts:
+            key = host.directory / "cluster.key"
+            key.write_text(f"7 {SECRET}")
+            key.chmod(0o600)
+            host.configure(cluster='key_file = "cluster.key"\nremote_control = true')
+            text = host.config.read_text().replace("10.1.0.100/24", "2001:db8::100/64")
+            own = f"2001:db8::{host.host_id}/64"
+            host.config.write_text(text.replace(f"10.1.0.{host.host_id}/24", own))
+            host.socket = host.socket.with_name(f"2001:db8::100:{host.host_id}.sock")
+            host.node.run(f"ip address add {own} dev eth0 nodad")
+        start_all(hosts)
+        answer = softnlb(hosts[0], "query", "[2001:db8::100]:2001:db8::2")
+        assert "Host 2 has converged" in answer.stdout, answer.stderr
+        assert softnlb(hosts[1], "stop", "[2001:db8::100]:1").returncode == 0
+        wait_for(lambda: hosts[0].state() == "stopped", timeout_s=30)
+    finally:
+        for host in hosts:
+            host.end(9)
+        segment.close()
 
 
 def test_without_a_key_there_is_no_remote_control(tmp_path):

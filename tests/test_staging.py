@@ -187,3 +187,7 @@ def test_frames_of_a_change_must_be_new_and_signed() -> None:
 def test_a_changed_configuration_is_the_same_on_every_host() -> None:
     one, two = config("80"), replace(config("80/443"), host_id=2)
     assert changed(one, b"80/8080s").config_digest == changed(two, b"80/8080s").config_digest
+
+
+def test_words_of_another_host_do_not_steer_a_terminal() -> None:
+    assert staging._printable(b"no\x1b[2J \xff\n") == "no?[2J \ufffd?"

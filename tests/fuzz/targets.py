@@ -15,9 +15,12 @@ from typing import cast
 
 import pytest
 
+from convergence import change_frame
 from convergence.auth import Authentication, Key, Keyring
+from convergence.change_frame import ChangeFrame, ChangeName
 from convergence.events import Command, CommandReceived, FrameReceived, SendFrame, Tick
-from convergence.heartbeat import FRAME_BYTES
+from convergence.heartbeat import FRAME_BYTES, Heartbeat
+from convergence.heartbeat import decode as decode_heartbeat
 from convergence.machine import HostConfig, Machine
 from convergence.rules import PortRule, Protocol
 from softnlb import agent as agent_module
@@ -46,6 +49,7 @@ def seeds(name: str) -> list[bytes]:
     found = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     if name == "heartbeat":
         found += [heartbeats_of_a_newcomer(count) for count in (30, 60)]
+        found.append(found[-1] + changes_by_a_member(found[-1]))
     return found
 
 
@@ -91,6 +95,34 @@ def heartbeats_of_a_newcomer(count: int) -> bytes:
             machine.step(FrameReceived(now_ms, newest[1 - me], now_ms, bytes(6)))
         frames.append(newest[1].ljust(FRAME_BYTES, b"\0"))
     return b"".join(frames)
+
+
+def changes_by_a_member(heartbeats: bytes) -> bytes:
+    """What host 2 says of changes after these heartbeats: proposals, an abort, answers."""
+    last = decode_heartbeat(heartbeats[-FRAME_BYTES:])
+    assert isinstance(last, Heartbeat)
+    code = last.statement.host_code
+    frames = [
+        ChangeFrame(
+            2,
+            last.statement.cluster_ip_address,
+            last.statement.dedicated_ip_address,
+            code,
+            kind,
+            ChangeName(coordinator, code, number),
+            last.sequence,
+            b"87654321",
+            b'{"do": "remove"}',
+        )
+        for number, coordinator, kind in (
+            (1, 2, change_frame.Kind.PROPOSED),
+            (1, 2, change_frame.Kind.ABORTED),
+            (2, 2, change_frame.Kind.PROPOSED),
+            (1, 1, change_frame.Kind.STAGED),
+            (1, 1, change_frame.Kind.REFUSED),
+        )
+    ]
+    return b"".join(change_frame.encode(frame) for frame in frames)
 
 
 def heartbeat(data: bytes) -> None:
