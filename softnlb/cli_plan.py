@@ -79,6 +79,7 @@ def plan(
     from softnlb.config import load
     from softnlb.plan import Reader
     from softnlb.plan_result import result
+    from softnlb.progress import step, steps
 
     config = _with_affinity(load(config_path), affinity)
     allocation = Allocation(config, _hosts(hosts), dict(map(_weight, weights)))
@@ -87,7 +88,9 @@ def plan(
     reader = Reader(config, server)
     gc.disable()  # nothing is garbage here, and looking for it takes a third of the time
     try:
-        _read(reader, config, clients_path, server)
+        with steps(quiet=as_json or not sys.stderr.isatty()):
+            step(f"reading {clients_path}")
+            _read(reader, config, clients_path, server)
     finally:
         gc.enable()
     document = result(reader.load, allocation, fail)

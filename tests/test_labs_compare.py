@@ -118,7 +118,9 @@ def test_the_tables_name_what_was_measured(measured, capsys):
         "keepalived_gaps": [],
         "took_s": 1.0,
     }
-    assert dict(features(results, method.name))["dead service noticed"].startswith("yes, ")
+    told = dict(features(results, method.name))
+    assert told["dead service noticed"].startswith("yes, ")
+    assert told["taken out, it is free of clients"] == "?", "nobody was taken out"
     show(results, out)
     assert "long TCP session" in capsys.readouterr().out
     text = page(results)

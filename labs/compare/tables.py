@@ -45,7 +45,7 @@ def features(results: dict[str, Any], method: str) -> list[tuple[str, str]]:
     steady = cells.get("steady", {})
     if "shares" not in steady:
         return []
-    out = cells.get("maintenance", {})
+    out = cells.get("maintenance", {}).get("victim_still_serves")
     return [
         ("dead service noticed", noticed(cells)),
         ("clients are spread by", results["balancing"][method]),
@@ -57,7 +57,7 @@ def features(results: dict[str, Any], method: str) -> list[tuple[str, str]]:
         ("frames per request", f"{steady['frames_per_request']:g}"),
         ("of them wasted", f"{steady['wasted_per_request']:g}"),
         ("of the clients' frames at a bystander", f"{steady['wasted_at_uninvolved_percent']:g} %"),
-        ("taken out, it is free of clients", "no" if out.get("victim_still_serves") else "yes"),
+        ("taken out, it is free of clients", "?" if out is None else "no" if out else "yes"),
     ]
 
 

@@ -294,6 +294,7 @@ def outcomes(story: Story) -> Figure | None:
         )
         axes.text(at_s, row, f"  {text}", va="center", fontsize=8.5, color="#3c4650")
     axes.set_yticks(range(len(rows)), [seen["what"] for seen in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     _time_axis(axes, story)
     axes.set_xlim(0, story.ends_s * 1.15)
     _mark_faults(axes, story, labels=True)
