@@ -7,6 +7,7 @@ import click
 from softnlb.cli_common import ask, json_option, show
 from softnlb.cli_show import Result, bold
 from softnlb.errors import UsageError
+from softnlb.packet import PROTOCOLS
 
 AFFINITIES = {
     "none": "client address and port: each connection on its own",
@@ -15,6 +16,12 @@ AFFINITIES = {
 }
 
 DEFAULT = "no port rule covers the port: it goes to the default host"
+
+COMPANIONS = {
+    "gre": "GRE goes with PPTP, TCP port 1723",
+    "esp": "ESP goes with IKE, UDP port 500",
+    "ah": "AH goes with IKE, UDP port 500",
+}
 
 REASONS = {
     "owner": "this host owns the bucket and takes the connection",
@@ -33,7 +40,7 @@ REASONS = {
 @click.argument("words", nargs=-1, metavar="[FLOW] [CLUSTER[:HOST]|all]")
 @click.option("--client", metavar="ADDRESS:PORT", help="Where the connection comes from.")
 @click.option("--server", metavar="VIP:PORT", help="Where it goes.")
-@click.option("--protocol", type=click.Choice(["tcp", "udp", "icmp"]), help="Default: tcp.")
+@click.option("--protocol", type=click.Choice(list(PROTOCOLS)), help="Default: tcp.")
 @click.option(
     "--config",
     "config_path",
@@ -108,7 +115,8 @@ def _human(flow: dict[str, str], result: Result) -> None:
     name, _, note = result["reason"].partition(" (")
     if result["rule"] is not None:
         key = " ".join(result["key"][at : at + 2] for at in range(0, len(result["key"]), 2))
-        _step("rule", result["rule"], DEFAULT if result["rule"] == "default rule" else "")
+        default = DEFAULT if result["rule"] == "default rule" else ""
+        _step("rule", result["rule"], COMPANIONS.get(flow["protocol"], default))
         _step("key", key, AFFINITIES[result["affinity"]])
         _step("hash", str(result["hash"]), "murmur3 of the key; every host computes the same")
         _step("bucket", str(result["bucket"]), f"{result['hash']} mod 60")

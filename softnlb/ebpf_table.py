@@ -9,14 +9,14 @@ from itertools import pairwise
 from convergence.rules import SLOTS_MAX, FilteringMode
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable, Reason, match_rule
-from softnlb.packet import TCP, UDP
+from softnlb.packet import IKE_NAT_PORT, TCP, UDP
 
 CLUSTER_IP_ADDRESSES_MAX = 64
 PLACES = 128
 CLUSTER_IPV6_ADDRESSES_MAX = 16
 PLACES_IPV6 = 32
 PORT_TABLES_MAX = 2 * SLOTS_MAX
-PORT_PAGES_MAX = 1152
+PORT_PAGES_MAX = 1216
 REASONS = tuple(Reason)
 _PAGE = 256
 
@@ -157,7 +157,7 @@ def ports_key(table: FilterTable) -> object:
 
 def _slots(table: FilterTable, address: bytes, protocol: int) -> bytearray:
     """The slot of each of the 65,536 ports."""
-    edges = {0, 65536}
+    edges = {0, IKE_NAT_PORT, IKE_NAT_PORT + 1, 65536}
     for rule in table.rules:
         edges |= {rule.rule.start_port, rule.rule.end_port + 1}
     slots = bytearray(65536)

@@ -76,7 +76,7 @@ def explain_flow(
 ) -> Explanation:
     """What a host with this table would do with the packet that opens the flow (a TCP SYN).
 
-    ``client`` and ``server`` are address:port as text, ``protocol`` tcp, udp or icmp.  Raises
+    ``client`` and ``server`` are address:port as text, ``protocol`` one of ``packet.PROTOCOLS``.  Raises
     UsageError when they are not.
     """
     flow = flow_from_text(client, server, protocol, table.interface)

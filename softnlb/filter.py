@@ -16,7 +16,23 @@ from convergence.rules import (
     Protocol,
 )
 from modes.mac import w_x_y_z
-from softnlb.packet import ACK, ARP, FIN, ICMP, ICMPV6, RST, SYN, TCP, UDP, Flow
+from softnlb.packet import (
+    ACK,
+    AH,
+    ARP,
+    ESP,
+    FIN,
+    GRE,
+    ICMP,
+    ICMPV6,
+    IKE_NAT_PORT,
+    IKE_PORT,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Flow,
+)
 
 
 class Verdict(StrEnum):
@@ -154,6 +170,7 @@ _LOOPBACK = "lo"
 _ICMP_ERRORS = {ICMP: frozenset((3, 11, 12)), ICMPV6: frozenset((1, 2, 3, 4))}
 _ECHO = {ICMP: frozenset((0, 8)), ICMPV6: frozenset((128, 129))}
 _RULE_PROTOCOLS = {TCP: Protocol.TCP, UDP: Protocol.UDP}
+_COMPANIONS = {GRE: TCP, ESP: UDP, AH: UDP}
 
 # Multicast listener discovery (130-132, 143), router and neighbour discovery (133-137).
 _ADDRESS_RESOLUTION_V6 = frozenset((*range(130, 138), 143))
@@ -197,7 +214,15 @@ class _Index:
 
 def match_rule(table: FilterTable, destination: bytes, protocol: int, port: int) -> int:
     """The slot of the rule for a cluster IP address (4 or 16 bytes), an IP protocol number and a
-    destination port: a rule for the address beats one for All, the default rule takes the rest."""
+    destination port: a rule for the address beats one for All, the default rule takes the rest.
+
+    GRE goes with PPTP, ESP and AH go with IKE, whose ports ``Flow`` gives them; and IKE itself
+    changes its port in the middle where it finds that addresses are translated (RFC 3947).
+    """
+    if protocol != TCP:
+        protocol = _COMPANIONS.get(protocol, protocol)
+        if port == IKE_NAT_PORT and protocol == UDP:
+            port = IKE_PORT
     for start, end, slot in table.index.ranges.get((destination, protocol), ()):
         if start <= port <= end:
             return slot

@@ -4,6 +4,7 @@ Order is safety: everything else stands before a cluster IP address is added, an
 address goes before anything else falls.  What is changed is on the disk before it is changed.
 """
 
+import os
 import socket
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from modes import arp, ndp
 from modes.mac import colon_mac
 from modes.plan import LinkPlan
-from softnlb import interface, memberships, netlink, nft, record
+from softnlb import interface, memberships, netlink, nft, record, shared_sysctls
 from softnlb.errors import SoftnlbError
 from softnlb.interface import Interface
 from softnlb.interface_lock import InterfaceLock
@@ -38,7 +39,7 @@ class Link:
         self._addresses = tuple(address.ip for address in plan.cluster_ip_addresses)
         self._sockets = ExitStack()
         self._memberships = ExitStack()
-        self._lock = InterfaceLock(plan.interface)
+        self._lock = InterfaceLock(plan.interface, state_file.parent.name)
         self._addresses_on = False
         self._recorded: Record | None = None
         self.unrecorded: str | None = None
@@ -56,6 +57,7 @@ class Link:
         try:
             with one_sentence():
                 _clean(self._state_file)
+                self._sockets.callback(os.close, shared_sysctls.need())
                 self._route = netlink.Netlink()
                 self._nft = netlink.Netlink(netlink.NETFILTER)
                 self._sockets.callback(self._route.close)
@@ -246,7 +248,7 @@ def cleanup(state_file: Path) -> list[str]:
     if left is None:
         state_file.unlink(missing_ok=True)
         return []
-    lock = InterfaceLock(left.interface)
+    lock = InterfaceLock(left.interface, state_file.parent.name)
     lock.take()
     try:
         with one_sentence():
@@ -258,7 +260,10 @@ def cleanup(state_file: Path) -> list[str]:
 def _clean(state_file: Path, recorded: Record | None = None) -> list[str]:
     """Undo what is recorded, in memory if it is: a disk may have been full."""
     left = recorded or record.read(state_file)
-    done = undo(left) if left else []
+    done = []
+    if left is not None:
+        with shared_sysctls.leaving(left) as mine:
+            done = undo(mine)
     with suppress(OSError):  # a file system that became read-only: the record says its boot
         state_file.unlink(missing_ok=True)
     return done

@@ -15,7 +15,7 @@ from convergence.rules import FilteringMode, IPAddress
 from softnlb import netlink
 from softnlb.errors import DataPlaneUnavailable
 from softnlb.filter import FilterTable, match_rule
-from softnlb.packet import TCP, UDP
+from softnlb.packet import IKE_NAT_PORT, TCP, UDP
 
 COUNTERS = (
     "second-chance", "conntrack", "icmp-error", "wrong-interface", "disabled", "no-socket"
@@ -222,7 +222,7 @@ def set_elements(interface: str, table: FilterTable) -> str:
 
 def _disabled_ports(table: FilterTable, ip: IPAddress, protocol: int) -> Iterable[tuple[int, int]]:
     """The port ranges of an address whose rule is disabled; rules may overlap, so edges decide."""
-    edges = {0, 65536}
+    edges = {0, IKE_NAT_PORT, IKE_NAT_PORT + 1, 65536}
     for rule in table.rules:
         edges |= {rule.rule.start_port, rule.rule.end_port + 1}
     ordered = sorted(edges)

@@ -8,6 +8,8 @@ from convergence.rules import IPAddress
 from softnlb.errors import UsageError
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+GRE, ESP, AH = 47, 50, 51
+PPTP_PORT, IKE_PORT, IKE_NAT_PORT = 1723, 500, 4500
 ARP = 0x0806
 """Ethertype, used as the ``protocol`` of an ARP request: no IP protocol number is that large."""
 
@@ -15,7 +17,12 @@ FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
 ECHO_REQUEST, ECHO_REQUEST_V6 = 8, 128
 
-_PROTOCOL_NUMBERS = {"tcp": TCP, "udp": UDP, "icmp": ICMP}
+PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "gre": GRE, "esp": ESP, "ah": AH}
+"""By the name that a user writes."""
+
+_BORROWED_PORTS = {GRE: PPTP_PORT, ESP: IKE_PORT, AH: IKE_PORT}
+"""Source and destination port, of the connection that such a packet belongs to: a tunnel of PPTP is
+agreed upon by TCP, a security association by IKE."""
 
 _IPV4 = Struct("!BxHxxHxBxx4s4s")
 _IPV6 = Struct("!4xHBx16s16s")
@@ -35,7 +42,8 @@ class Flow(NamedTuple):
     ``source``, ``destination``: 4 or 16 bytes, empty when the IP header itself is cut off.
     Ports, ``flags`` (TCP, as in the header), ``sequence`` and ``acknowledgment`` are 0, and
     ``icmp_type`` and ``icmp_code`` are -1, where the packet has none or its header is not here:
-    a later fragment, or ``malformed``.  ``fragment_offset`` is in bytes.
+    a later fragment, or ``malformed``.  GRE, ESP and AH have no ports and get those of PPTP and
+    IKE.  ``fragment_offset`` is in bytes.
     """
 
     interface: str
@@ -139,7 +147,8 @@ def _parse_transport(
         if room >= _ICMP_BYTES:
             return Flow(*head, 0, 0, 0, 0, 0, data[at], data[at + 1], 0, more)
     elif room >= 0:
-        return Flow(*head, 0, 0, 0, 0, 0, -1, -1, 0, more)
+        port = _BORROWED_PORTS.get(protocol, 0)
+        return Flow(*head, port, port, 0, 0, 0, -1, -1, 0, more)
     return Flow(*head, more_fragments=more, malformed=True)
 
 
@@ -147,16 +156,18 @@ def flow_from_text(client: str, server: str, protocol: str, interface: str = "")
     """The flow that opens a connection: a TCP SYN, a UDP datagram or an echo request.
 
     ``client`` and ``server`` are "10.0.0.7:40000" or "[2001:db8::7]:40000"; the port may be left
-    out for icmp.  ``protocol``: tcp, udp or icmp.  Raises UsageError.
+    out for the other protocols: icmp, gre, esp or ah.  Raises UsageError.
     """
-    number = _PROTOCOL_NUMBERS.get(protocol.lower())
+    number = PROTOCOLS.get(protocol.lower())
     if number is None:
-        raise UsageError(f"protocol {protocol!r}: expected tcp, udp or icmp")
+        raise UsageError(f"protocol {protocol!r}: expected {', '.join(PROTOCOLS)}")
     source, source_port = _end_point(client, "client", number)
     destination, destination_port = _end_point(server, "server", number)
     if source.version != destination.version:
         raise UsageError(f"client {client} and server {server}: expected the same IP version")
     head = (interface, None, 0, source.packed, destination.packed)
+    if number in _BORROWED_PORTS:
+        return Flow(*head, number, _BORROWED_PORTS[number], _BORROWED_PORTS[number])
     if number != ICMP:
         flags = SYN if number == TCP else 0
         return Flow(*head, number, source_port, destination_port, flags)
@@ -174,7 +185,7 @@ def _end_point(text: str, name: str, protocol: int) -> tuple[IPAddress, int]:
         ip = ip_address(address.strip("[]"))
         if colon:
             number = int(port)
-        elif protocol == ICMP:
+        elif protocol not in (TCP, UDP):
             number = 0
         else:
             raise ValueError

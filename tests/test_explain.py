@@ -99,6 +99,17 @@ def test_known_keys_hashes_and_buckets(protocol, server, affinity, key, hashed, 
     assert explained["owner"] == 3
 
 
+@pytest.mark.parametrize(
+    ("protocol", "companion", "port"), [("esp", "udp", 500), ("gre", "tcp", 1723)]
+)
+def test_tunnels_go_where_what_agreed_upon_them_goes(protocol, companion, port):
+    rule = PortRule(None, 500, 1723, Protocol.BOTH, FilteringMode.MULTIPLE_HOSTS, Affinity.SINGLE)
+    made = table(rules=(FilterRule(rule, (1 << 60) - 1), FilterRule(DEFAULT_RULE)))
+    explained = explain_flow(made, "10.0.0.7", str(VIP), protocol, lambda *_: 3, lambda: 0)
+    assert explained == explain(made, f"{VIP}:{port}", companion)
+    assert explained["rule"].startswith("all:500-1723/")
+
+
 def test_the_owner_is_asked_for_the_very_slot_and_bucket():
     asked = []
     explain_flow(table(), CLIENT, SERVER, "tcp", lambda *where: asked.append(where), lambda: 0)

@@ -65,10 +65,10 @@ def test_udp_and_icmp() -> None:
     assert flow_of(V6 / ICMPv6ND_NS()).icmp_type == 135
 
 
-@pytest.mark.parametrize("protocol", [2, 47, 50, 89, 132])
-def test_other_protocols_have_no_ports_and_are_not_malformed(protocol: int) -> None:
+@pytest.mark.parametrize(("protocol", "port"), [(2, 0), (89, 0), (132, 0), (47, 1723), (50, 500)])
+def test_other_protocols_have_no_ports_but_borrowed_ones(protocol: int, port: int) -> None:
     flow = flow_of(IP(src=CLIENT, dst=VIP, proto=protocol) / Raw(b"\x12\x34\x56\x78"))
-    assert flow[5:8] == (protocol, 0, 0)
+    assert flow[5:8] == (protocol, port, port)
     assert not flow.malformed
 
 

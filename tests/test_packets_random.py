@@ -34,7 +34,9 @@ VIPS6 = tuple(IPv6Address("2001:db8::100") + number for number in (0, 1, 32, 1 <
 OTHERS = tuple(map(IPv4Address, ("10.1.0.1", "10.1.0.99", "10.1.0.104", "239.255.0.100")))
 
 maps = st.one_of(st.sampled_from((0, ALL_BUCKETS)), st.integers(0, ALL_BUCKETS))
-ports = st.one_of(st.sampled_from((0, 79, 80, 81, 255, 256, 65535)), st.integers(0, 65535))
+ports = st.one_of(
+    st.sampled_from((0, 79, 80, 81, 255, 256, 500, 1723, 4500, 65535)), st.integers(0, 65535)
+)
 
 
 @st.composite
@@ -85,14 +87,16 @@ ip_fields = fields(
     frag=st.sampled_from(("0", "0", "8", "1480", "65528")),
     more=st.just(""),
     version=st.sampled_from(("4", "4", "4", "4", "5", "6")),
-    proto=st.one_of(st.sampled_from(("1", "6", "17", "58")), numbers[8]),
+    proto=st.one_of(st.sampled_from(("1", "6", "17", "47", "50", "51", "58")), numbers[8]),
 )
 ip6_fields = fields(
     src=numbers[32].map(lambda number: str(IPv6Address("2001:db8::") + (int(number) << 40))),
     dst=st.sampled_from(tuple(map(str, (*VIPS6, *VIPS6, VIPS6[0] + 7)))),
     len=st.one_of(st.integers(0, 80).map(str), numbers[16]),
     version=st.sampled_from(("6", "6", "6", "4", "5")),
-    next=st.one_of(st.sampled_from(("0", "6", "17", "43", "44", "51", "58", "60")), numbers[8]),
+    next=st.one_of(
+        st.sampled_from(("0", "6", "17", "43", "44", "47", "50", "58", "60")), numbers[8]
+    ),
 )
 some_fields = fields(
     len=st.one_of(st.sampled_from(("0", "1", "2")), numbers[8]),

@@ -27,8 +27,9 @@
 #define PORT_TABLES_MAX 66
 
 /* More than 32 rules can need: a page that is not the same as many others holds the end of a
- * range, and the worst is 15 addresses with one rule each beside 16 rules for all addresses. */
-#define PORT_PAGES_MAX 1152
+ * range, and the worst is 15 addresses with one rule each beside 16 rules for all addresses; and
+ * each table of UDP may have one of its own for port 4500. */
+#define PORT_PAGES_MAX 1216
 
 /* In the order of softnlb/filter.py. */
 enum reason {
@@ -117,6 +118,6 @@ struct counters {
 _Static_assert(sizeof(struct rule) == 24, "rule");
 _Static_assert(sizeof(struct cluster_ip_address) == 8, "cluster_ip_address");
 _Static_assert(sizeof(struct cluster_ipv6_address) == 24, "cluster_ipv6_address");
-_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 32 * 24 + 33 * 24 + 66 * 512 + 1152 * 256, "table");
+_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 32 * 24 + 33 * 24 + 66 * 512 + 1216 * 256, "table");
 
 #endif

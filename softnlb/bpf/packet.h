@@ -31,6 +31,10 @@
 #define EXTENSIONS_MAX 8
 #define IPPROTO_ICMP_V6 58
 
+/* A tunnel of PPTP is agreed upon by TCP, a security association by IKE: their ports. */
+#define PPTP_PORT 1723
+#define IKE_PORT 500
+
 enum kind {
 	KIND_IPV4,
 	KIND_IPV6,
@@ -135,6 +139,10 @@ static __always_inline enum kind parse_transport(void *end, __s32 room, struct p
 		p->icmp_type = icmp->type;
 	} else if (room < 0) {
 		return KIND_IPV4;
+	} else if (p->protocol == IPPROTO_GRE) {
+		p->source_port = p->destination_port = bpf_htons(PPTP_PORT);
+	} else if (p->protocol == IPPROTO_ESP || p->protocol == IPPROTO_AH) {
+		p->source_port = p->destination_port = bpf_htons(IKE_PORT);
 	}
 	p->malformed = 0;
 	return KIND_IPV4;

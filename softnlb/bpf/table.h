@@ -74,9 +74,11 @@ static __always_inline __u32 slot_of(const struct table *table, const struct clu
 	__u32 port = bpf_ntohs(p->destination_port);
 	__u32 ports, page;
 
-	if (p->protocol == IPPROTO_TCP)
+	/* GRE goes with PPTP, ESP and AH go with IKE. */
+	if (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_GRE)
 		ports = ip->tcp_ports;
-	else if (p->protocol == IPPROTO_UDP)
+	else if (p->protocol == IPPROTO_UDP || p->protocol == IPPROTO_ESP ||
+		 p->protocol == IPPROTO_AH)
 		ports = ip->udp_ports;
 	else
 		return table->default_slot;
