@@ -76,8 +76,8 @@ def explain_flow(
 ) -> Explanation:
     """What a host with this table would do with the packet that opens the flow (a TCP SYN).
 
-    ``client`` and ``server`` are address:port as text, ``protocol`` one of ``packet.PROTOCOLS``.  Raises
-    UsageError when they are not.
+    ``client`` and ``server`` are address:port as text, ``protocol`` one of
+    ``packet.PROTOCOLS``.  Raises UsageError when they are not.
     """
     flow = flow_from_text(client, server, protocol, table.interface)
     decision = decide(table, flow, NoSockets(), now_ms)

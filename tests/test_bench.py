@@ -66,6 +66,15 @@ def test_a_program_costs_more_than_an_empty_one(document: dict[str, Any]) -> Non
         assert row["over_empty_ns"] == row["value"] - row["empty_ns"] > 0
 
 
+def test_many_rules_stand_beside_one_in_both_programs(document: dict[str, Any]) -> None:
+    found = [row for row in document["rows"] if "32 rules beside 1" in row["what"]]
+    assert len(found) == 6, found
+    for row in found:
+        one_ns, many_ns = map(min, row["samples"])
+        assert row["hosts"] == 32
+        assert row["value"] == pytest.approx(many_ns / one_ns, abs=0.001)
+
+
 @pytest.mark.parametrize("what", ["SYN flood", "datagram flood"])
 def test_a_flood_is_measured_for_every_filter_and_size(document: dict[str, Any], what: str) -> None:
     found = rows(document, what)

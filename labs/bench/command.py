@@ -12,6 +12,7 @@ from labs.bench.filters import PEERS
 from labs.bench.live import live
 from labs.bench.machine import describe
 from labs.bench.report import Row, measured, missing, print_report
+from labs.bench.rules import rules_costs
 from labs.runs import bulk
 from softnlb.cli_common import print_json
 from softnlb.errors import MachineError, SoftnlbError
@@ -25,6 +26,7 @@ def run(as_json: bool, hosts: tuple[int, ...], seconds: float, pairs: int) -> in
     """Measure and print; returns the exit status: 5 when this machine can measure nothing."""
     machine = describe()
     rows = _part("program cost", None, costs)
+    rows += _part("32 rules beside 1", None, rules_costs)
     for count in hosts:
 
         def cluster(count: int = count) -> list[Row]:

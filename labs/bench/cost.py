@@ -28,7 +28,7 @@ PLANES = {TC_PROGRAM: "ebpf tc", XDP_PROGRAM: "ebpf xdp"}
 VIPS = tuple(IPv4Address("10.1.0.100") + number for number in range(4))
 CLIENT, HOST = IPv4Address("10.1.0.201"), IPv4Address("10.1.0.1")
 CLUSTER_MAC, MAC = bytes.fromhex("02bf0a010064"), bytes.fromhex("02010a010064")
-_FIRST_PORT, _CONNECTED_PORT = 8000, 40_000
+FIRST_PORT, _CONNECTED_PORT = 8000, 40_000
 
 
 def costs() -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def costs() -> list[dict[str, Any]]:
             empty = nothing.program(f"{name}_none")
             for packet, table, frame, reason in _frames():
                 program.write(table, MAC)
-                _expect(program, packet, frame, reason)
+                expect(program, packet, frame, reason)
                 row = _least(program.descriptor, empty, frame)
                 rows.append({"what": packet, "hosts": None, "plane": plane, **row})
             os.close(empty)
@@ -56,7 +56,7 @@ def costs() -> list[dict[str, Any]]:
     return rows
 
 
-def _expect(program: Program, packet: str, frame: bytes, reason: Reason) -> None:
+def expect(program: Program, packet: str, frame: bytes, reason: Reason) -> None:
     """Raises SoftnlbError when the program decides for another reason than the row claims."""
     before = program.counters()
     libbpf.run(program.descriptor, frame)
@@ -89,18 +89,18 @@ def _least(descriptor: int, empty: int, frame: bytes) -> dict[str, Any]:
 def _sockets(open_things: ExitStack) -> None:
     """A listener on the first port, and a connection from CLIENT to it."""
     listener = open_things.enter_context(socket.socket())
-    listener.bind((str(VIPS[-1]), _FIRST_PORT))
+    listener.bind((str(VIPS[-1]), FIRST_PORT))
     listener.listen()
     client = open_things.enter_context(socket.socket())
     client.bind((str(CLIENT), _CONNECTED_PORT))
-    client.connect((str(VIPS[-1]), _FIRST_PORT))
+    client.connect((str(VIPS[-1]), FIRST_PORT))
     open_things.enter_context(listener.accept()[0])
 
 
 def _frames() -> list[tuple[str, FilterTable, bytes, Reason]]:
     """(kind of packet, table, frame, reason): 32 rules, four addresses, and the last is asked."""
     rules = tuple(
-        PortRule(None, _FIRST_PORT + n, _FIRST_PORT + n, Protocol.BOTH, affinity=Affinity.NONE)
+        PortRule(None, FIRST_PORT + n, FIRST_PORT + n, Protocol.BOTH, affinity=Affinity.NONE)
         for n in range(32)
     )
     mine = FilterTable(
@@ -113,18 +113,18 @@ def _frames() -> list[tuple[str, FilterTable, bytes, Reason]]:
         valid_until_ms=now_ms() + LEASE_MS,
     )
     none = replace(mine, rules=tuple(replace(rule, current=0) for rule in mine.rules))
-    last = _FIRST_PORT + 31
-    syn, kept = _tcp(SYN, 50_000, last), Reason.SECOND_CHANCE
+    last = FIRST_PORT + 31
+    syn, kept = tcp(SYN, 50_000, last), Reason.SECOND_CHANCE
     return [
         ("foreign SYN dropped", none, syn, Reason.NOT_MINE),
         ("owner's SYN kept", mine, syn, Reason.OWNER),
-        ("segment kept by its socket", none, _tcp(ACK, _CONNECTED_PORT, _FIRST_PORT), kept),
-        ("foreign segment dropped", none, _tcp(ACK, 50_000, last), Reason.NOT_MINE),
-        ("same, past a listener", none, _tcp(ACK, 50_000, _FIRST_PORT), Reason.NOT_MINE),
-        ("foreign datagram dropped", none, _udp(50_000, last), Reason.NOT_MINE),
-        ("owner's datagram kept", mine, _udp(50_000, last), Reason.OWNER),
+        ("segment kept by its socket", none, tcp(ACK, _CONNECTED_PORT, FIRST_PORT), kept),
+        ("foreign segment dropped", none, tcp(ACK, 50_000, last), Reason.NOT_MINE),
+        ("same, past a listener", none, tcp(ACK, 50_000, FIRST_PORT), Reason.NOT_MINE),
+        ("foreign datagram dropped", none, udp(50_000, last), Reason.NOT_MINE),
+        ("owner's datagram kept", mine, udp(50_000, last), Reason.OWNER),
         ("echo kept", none, _ip(ICMP, bytes((8, 0, 0, 0, 0, 0, 0, 0))), Reason.EVERY_HOST),
-        ("not for the cluster", none, _tcp(SYN, 50_000, last, HOST), Reason.NOT_CLUSTER),
+        ("not for the cluster", none, tcp(SYN, 50_000, last, HOST), Reason.NOT_CLUSTER),
     ]
 
 
@@ -145,10 +145,12 @@ def _ip(protocol: int, payload: bytes, destination: IPv4Address = VIPS[-1]) -> b
     return CLUSTER_MAC + MAC + b"\x08\x00" + head + payload
 
 
-def _tcp(flags: int, source_port: int, port: int, destination: IPv4Address = VIPS[-1]) -> bytes:
+def tcp(flags: int, source_port: int, port: int, destination: IPv4Address = VIPS[-1]) -> bytes:
+    """The frame of a segment from CLIENT."""
     segment = struct.pack("!HHIIBBHI", source_port, port, 1, 1, 0x50, flags, 65535, 0)
     return _ip(TCP, segment, destination)
 
 
-def _udp(source_port: int, port: int) -> bytes:
+def udp(source_port: int, port: int) -> bytes:
+    """The frame of a datagram from CLIENT to the last address."""
     return _ip(UDP, struct.pack("!HHHH18x", source_port, port, 26, 0))
