@@ -13,7 +13,8 @@ ETHERTYPE = 0x86DD
 SOLICITATION, ADVERTISEMENT = 135, 136
 _ICMPV6 = 58
 _HOP_LIMIT = 255  # a packet from beyond a router has less
-_TARGET_LINK_ADDRESS = 2
+_SOURCE_LINK_ADDRESS, _TARGET_LINK_ADDRESS = 1, 2
+_SOLICITED_NODE = IPv6Address("ff02::1:ff00:0").packed[:13]
 _SOLICITED, _OVERRIDE = 0x40, 0x20
 _UNSPECIFIED = bytes(16)
 _ALL_NODES = IPv6Address("ff02::1").packed
@@ -62,6 +63,25 @@ def answer(
     return asker_mac, _advertisement(asker, cluster_mac, target, _OVERRIDE | _SOLICITED)
 
 
+def probe(own_mac: bytes, own: IPv6Address, target: IPv6Address) -> tuple[bytes, bytes]:
+    """Destination MAC and IPv6 packet of a solicitation: who has ``target``?"""
+    last = target.packed[-3:]
+    group = _SOLICITED_NODE + last
+    rest = bytes(4) + target.packed + bytes((_SOURCE_LINK_ADDRESS, 1)) + own_mac
+    return b"\x33\x33\xff" + last, _packet(own.packed, group, SOLICITATION, rest)
+
+
+def is_answer(packet: bytes, target: IPv6Address) -> bool:
+    """Whether this IPv6 packet is an advertisement of ``target``; any bytes may come."""
+    return (
+        len(packet) >= 64
+        and packet[6] == _ICMPV6
+        and packet[7] == _HOP_LIMIT
+        and packet[40] == ADVERTISEMENT
+        and packet[48:64] == target.packed
+    )
+
+
 def _is_solicitation(packet: bytes) -> bool:
     return (
         len(packet) >= 64
@@ -79,12 +99,16 @@ def _advertisement(
 ) -> bytes:
     option = bytes((_TARGET_LINK_ADDRESS, 1)) + cluster_mac
     rest = bytes((flags, 0, 0, 0)) + target.packed + option
+    return _packet(target.packed, destination, ADVERTISEMENT, rest)
+
+
+def _packet(source: bytes, destination: bytes, kind: int, rest: bytes) -> bytes:
     length = 4 + len(rest)
-    pseudo = target.packed + destination + length.to_bytes(4, "big") + bytes((0, 0, 0, _ICMPV6))
-    checksum = _checksum(pseudo + bytes((ADVERTISEMENT, 0, 0, 0)) + rest)
+    pseudo = source + destination + length.to_bytes(4, "big") + bytes((0, 0, 0, _ICMPV6))
+    checksum = _checksum(pseudo + bytes((kind, 0, 0, 0)) + rest)
     head = bytes((0x60, 0, 0, 0)) + length.to_bytes(2, "big") + bytes((_ICMPV6, _HOP_LIMIT))
-    message = bytes((ADVERTISEMENT, 0)) + checksum.to_bytes(2, "big") + rest
-    return head + target.packed + destination + message
+    message = bytes((kind, 0)) + checksum.to_bytes(2, "big") + rest
+    return head + source + destination + message
 
 
 def _checksum(data: bytes) -> int:

@@ -156,6 +156,7 @@ class Agent:
             self._sockets.advance(self.machine, self.serving.table, now_ms)
         if self.serving is not None and now_ms >= self._next_check_ms:
             self._next_check_ms = now_ms + CHECK_MS
+            self._probes.meet(self.config, self.machine, now_ms)
             self._look_after()
         self.changes.after_step()
         self._notifier.advance(now_ms)
@@ -186,8 +187,8 @@ class Agent:
             serving.install(output, self.machine.rule_states)
         elif isinstance(output, LeaseRenewed):
             serving.renew(output.valid_until_ms)
-        elif isinstance(output, ProbeHost) and self.config.probes_prove:
-            self._probes.ask(self.config.interface, output, boot_ms())
+        elif isinstance(output, ProbeHost):
+            self._probes.ask(self.config, output, boot_ms())
 
     # ------------------------------------------------------------ what wakes the loop
 

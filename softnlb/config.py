@@ -131,9 +131,9 @@ class ClusterConfig:
 
     @property
     def probes_prove(self) -> bool:
-        """Whether a host that does not answer ARP probes of its dedicated IP address is gone: not
-        where all hosts have one MAC address, nor where the address is an IPv6 one."""
-        return self.link_choices.mask_source_mac and self.dedicated_ip_address.version == 4
+        """Whether a host that does not answer ARP probes of its dedicated IP address is gone, or
+        neighbour solicitations: not where all hosts have one MAC address."""
+        return self.link_choices.mask_source_mac
 
     @property
     def port_rules_with_default(self) -> tuple[PortRule, ...]:

@@ -9,17 +9,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convergence.events import ProbeHost
 from modes import plan_link
-from modes.mac import colon_mac
+from modes.mac import colon_mac, w_x_y_z
 from modes.plan import Mode
 from softnlb import interface, netlink
-from softnlb.arp_probe import INTERVAL_MS, PROBES, ArpProbe
+from softnlb.arp_probe import INTERVAL_MS, PROBES, ArpProbe, dedicated_ipv6
 from softnlb.errors import MachineError, SoftnlbError
 from softnlb.heartbeat_socket import ETHERTYPE, Frame, HeartbeatSocket
 from softnlb.link import Link, cleanup
@@ -503,6 +505,36 @@ def test_a_live_kernel_answers_a_probe(pair: Cluster) -> None:
     # Nobody learns anything from the question.
     assert "10.1.0.1 " not in pair.hosts[1].run("ip neigh")
     asked.close()
+
+
+@given(host=st.integers(0, 0xFFFF_FFFF), network=st.binary(min_size=12, max_size=12))
+def test_four_bytes_tell_an_ipv6_address_that_differs_in_its_last_word(host, network):
+    own, other = (IPv6Address(network + word.to_bytes(4, "big")) for word in (1, host))
+    assert dedicated_ipv6(own, w_x_y_z(other)) == other
+
+
+def test_an_ipv6_host_is_proven_gone_only_where_its_address_has_answered(pair: Cluster) -> None:
+    for number, node in enumerate((*pair.hosts, pair.client), 1):
+        node.run(f"ip address add 2001:db8::{number}/64 dev eth0 nodad")
+    own = IPv6Address("2001:db8::1")
+    ping = "ping -6 -c 1 -W 1 2001:db8::2"
+    wait_for(lambda: " 1 received" in pair.hosts[0].run(ping, check=False))
+
+    def asked(address: str) -> ArpProbe:
+        where = own, IPv6Address(address)
+        wanted = ProbeHost(2, 77, w_x_y_z(where[1]))
+        return pair.hosts[0].call(ArpProbe, "eth0", wanted, 0, where)
+
+    alive = asked("2001:db8::2")
+    wait_for(lambda: alive.advance(1) is not None)
+    assert alive.advance(2) is False
+    alive.close()
+    gone = asked("2001:db8::9")
+    pair.client.run("ip neigh add 10.1.0.1 lladdr ff:ff:ff:ff:ff:ff dev eth0")
+    knock(pair.client, "10.1.0.1")
+    verdicts = [gone.advance(now_ms) for now_ms in range(0, 400, 10)]
+    assert verdicts.index(True) * 10 == PROBES * INTERVAL_MS
+    gone.close()
 
 
 def test_three_probes_100_ms_apart_prove_a_host_gone(pair: Cluster) -> None:

@@ -88,9 +88,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             }
             listeners.append(opened)
             host.start()
-        for host in hosts:
-            wait_for(lambda: host.ask("query")["members"] == [1, 2] if host.state() else None, 20)  # noqa: B023
-            host.wait_state("converged")
+        wait_for(lambda: [each.state() for each in hosts] == ["converged"] * 2, timeout_s=30)
+        wait_for(
+            lambda: all(each.ask("query")["members"] == [1, 2] for each in hosts), timeout_s=30
+        )
         yield Cluster(hosts, client, listeners)
     finally:
         for host in hosts:
@@ -122,6 +123,11 @@ def test_a_rule_for_one_address_beats_one_for_all(cluster: Cluster) -> None:
         with pytest.raises(TimeoutError):
             opened.connect((OTHER_VIP, 80))
     assert cluster.takers(80, ["10.1.0.200"])
+
+
+def test_further_addresses_have_the_mac_address_of_the_primary(cluster: Cluster) -> None:
+    assert set(cluster.takers(8080, ["10.9.1.1", "10.9.2.1", "10.9.5.1"], OTHER_VIP)) <= {1, 2}
+    assert "02:bf:0a:01:00:64" in cluster.client.run(f"ip neighbour show {OTHER_VIP}")
 
 
 def test_a_rule_holds_for_its_protocol_alone_and_what_has_none_has_the_default_host(
