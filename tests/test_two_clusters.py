@@ -38,7 +38,7 @@ class Cluster(NamedTuple):
 
     def end(self) -> int:
         self.agent.terminate()
-        return self.agent.wait(10)
+        return self.agent.wait(30)
 
 
 class Machine:
@@ -136,14 +136,10 @@ def test_each_cluster_has_its_own_and_leaves_the_other_alone(machine: Machine) -
 
     # An interface has one cluster; whoever comes second is told who was first.
     third = machine.agent("10.1.0.101", "eth0", 3, "unicast")
-    wait_for(
-        lambda: (
-            "10.1.0.100:1: an interface has one cluster"
-            in machine.log(Cluster("10.1.0.101", first.client, third))
-        )
-    )
+    machine.clusters.append(Cluster("10.1.0.101", first.client, third))
+    told = "10.1.0.100:1: an interface has one cluster"
+    wait_for(lambda: told in machine.log(machine.clusters[2]), timeout_s=30)
     third.kill()
-    third.wait(10)
     assert connects(first)
 
     # Whoever leaves first leaves the settings that both need to the other one.
