@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from softnlb.control import call
 from tests.netns import Namespace, Segment, wait_for
 
 SOFTNLB = Path(sys.executable).with_name("softnlb")
@@ -84,8 +85,8 @@ class Machine:
         )
 
     def state(self, cluster: Cluster) -> str:
-        done = self.softnlb("query", cluster.vip, "--json")
-        return str(json.loads(done.stdout).get("state"))
+        (path,) = (self.directory / "run").glob(f"{cluster.vip}:*.sock")
+        return str(call(path, "query")["state"])
 
     def log(self, cluster: Cluster) -> str:
         return (self.directory / f"{cluster.vip}.log").read_text()
@@ -96,7 +97,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     made = Machine(tmp_path)
     try:
         for cluster in made.clusters:
-            wait_for(lambda: made.state(cluster) == "converged", timeout_s=20)  # noqa: B023
+            wait_for(lambda: " converged" in made.log(cluster), timeout_s=30)  # noqa: B023
         yield made
     finally:
         for cluster in made.clusters:
