@@ -13,6 +13,7 @@ address that has answered then counts.
 
 import os
 import socket
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
@@ -58,14 +59,17 @@ class ArpProbe:
         wanted: ProbeHost,
         now_ms: int,
         ipv6: tuple[IPv6Address, IPv6Address] | None = None,
+        mac: bytes | None = None,
     ) -> None:
         """Asks for the first time.  Raises OSError when the interface is missing.
 
         ``ipv6``: this host's own address and the one to ask for, instead of the IPv4 address.
+        ``mac``: where that one answered from, so that no table of groups in a switch is needed.
         """
         self.host_code = wanted.host_code
         self._address = wanted.dedicated_ip_address
         self._ipv6 = ipv6
+        self.answered_from = mac
         self._ethertype = ndp.ETHERTYPE if ipv6 else arp.ETHERTYPE
         self._interface = interface
         self._answered = False
@@ -102,14 +106,16 @@ class ArpProbe:
         """Read what came in."""
         for _ in range(_FRAMES_PER_CALL):
             try:
-                payload = self._socket.recv(_FRAME_BYTES)
+                payload, (*_, sender) = self._socket.recvfrom(_FRAME_BYTES)
             except OSError:
                 # Nothing more, or the interface is down: no answer either way.
                 return
             if self._ipv6:
-                self._answered |= ndp.is_answer(payload, self._ipv6[1])
+                found = ndp.is_answer(payload, self._ipv6[1])
             else:
-                self._answered |= arp.is_answer(payload, self._address)
+                found = arp.is_answer(payload, self._address)
+            if found:
+                self._answered, self.answered_from = True, sender
 
     def advance(self, now_ms: int) -> bool | None:
         """True: gone, three probes went unanswered.  False: its kernel answered.  None: wait."""
@@ -130,18 +136,20 @@ class ArpProbe:
         self._sent += 1
         self._deadline_ms = now_ms + INTERVAL_MS
         try:
-            destination, question = self._question()
-            where = (self._interface, self._ethertype, 0, 0, destination)
-            self._socket.sendto(question, where)
+            for destination, question in self._questions():
+                where = (self._interface, self._ethertype, 0, 0, destination)
+                self._socket.sendto(question, where)
         except OSError:
             # A probe that could not be sent proves nothing: ask again, do not count it.
             self._sent -= 1
         return None
 
-    def _question(self) -> tuple[bytes, bytes]:
-        if self._ipv6:
-            return ndp.probe(self._mac, *self._ipv6)
-        return arp.BROADCAST, arp.probe(self._mac, self._address)
+    def _questions(self) -> list[tuple[bytes, bytes]]:
+        """Destination MAC and payload of each."""
+        if not self._ipv6:
+            return [(arp.BROADCAST, arp.probe(self._mac, self._address))]
+        group, question = ndp.probe(self._mac, *self._ipv6)
+        return [(mac, question) for mac in (group, self.answered_from) if mac]
 
     def close(self) -> None:
         """No error when called twice."""
@@ -165,8 +173,8 @@ class Probes:
     def __init__(self) -> None:
         self._probes: dict[int, ArpProbe] = {}
         self._met: dict[int, ArpProbe] = {}
-        self._answers: dict[int, int] = {}
-        """By host id the code of a host whose IPv6 address has answered."""
+        self._answers: dict[int, tuple[int, bytes | None]] = {}
+        """By host id the code of a host whose IPv6 address has answered, and the MAC address."""
 
         self._not_before_ms: dict[int, int] = {}
 
@@ -175,13 +183,15 @@ class Probes:
         if not config.probes_prove or wanted.host_id in self._probes:
             return
         own = config.dedicated_ip_address.ip
-        if isinstance(own, IPv4Address):
-            made = ArpProbe(config.interface, wanted, now_ms)
-        elif self._answers.get(wanted.host_id) == wanted.host_code:
-            made = _asked(config.interface, own, wanted, now_ms)
-        else:
-            return
-        self._probes[wanted.host_id] = made
+        code, mac = self._answers.get(wanted.host_id, (None, None))
+        with suppress(OSError):  # without the interface nothing is proven
+            if isinstance(own, IPv4Address):
+                made = ArpProbe(config.interface, wanted, now_ms)
+            elif code == wanted.host_code:
+                made = _asked(config.interface, own, wanted, now_ms, mac)
+            else:
+                return
+            self._probes[wanted.host_id] = made
 
     def meet(self, config: "ClusterConfig", machine: "Machine", now_ms: int) -> None:
         """Ask members whose heartbeats are heard for the address that theirs must be, each once;
@@ -191,12 +201,13 @@ class Probes:
             return
         for member in machine.status(now_ms).members:
             host_id, code = member.host_id, member.host_code
-            if host_id == config.host_id or self._answers.get(host_id) == code:
+            if host_id == config.host_id or self._answers.get(host_id, (0,))[0] == code:
                 continue
             waiting = host_id in self._met or now_ms < self._not_before_ms.get(host_id, 0)
             if not waiting and len(self._met) < MEETINGS_MAX:
                 wanted = ProbeHost(host_id, code, member.dedicated_ip_address)
-                self._met[host_id] = _asked(config.interface, own, wanted, now_ms)
+                with suppress(OSError):
+                    self._met[host_id] = _asked(config.interface, own, wanted, now_ms)
 
     def next_deadline_ms(self) -> int | None:
         """When to call ``advance``; None while nobody is asked."""
@@ -211,7 +222,7 @@ class Probes:
                 if gone:
                     self._not_before_ms[host_id] = now_ms + MEET_AGAIN_MS
                 else:
-                    self._answers[host_id] = probe.host_code
+                    self._answers[host_id] = probe.host_code, probe.answered_from
                 del self._met[host_id]
                 probe.close()
         known = []
@@ -238,6 +249,8 @@ def dedicated_ipv6(own: IPv6Address, four_bytes: IPv4Address) -> IPv6Address:
     return IPv6Address(own.packed[:12] + last.to_bytes(4, "big"))
 
 
-def _asked(interface: str, own: IPv6Address, wanted: ProbeHost, now_ms: int) -> ArpProbe:
+def _asked(
+    interface: str, own: IPv6Address, wanted: ProbeHost, now_ms: int, mac: bytes | None = None
+) -> ArpProbe:
     address = dedicated_ipv6(own, wanted.dedicated_ip_address)
-    return ArpProbe(interface, wanted, now_ms, (own, address))
+    return ArpProbe(interface, wanted, now_ms, (own, address), mac)

@@ -17,14 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convergence.events import ProbeHost
+from convergence.machine import Machine
 from modes import plan_link
 from modes.mac import colon_mac, w_x_y_z
 from modes.plan import Mode
 from softnlb import interface, netlink
-from softnlb.arp_probe import INTERVAL_MS, PROBES, ArpProbe, dedicated_ipv6
+from softnlb.arp_probe import INTERVAL_MS, PROBES, ArpProbe, Probes, dedicated_ipv6
+from softnlb.config import load
 from softnlb.errors import MachineError, SoftnlbError
 from softnlb.heartbeat_socket import ETHERTYPE, Frame, HeartbeatSocket
 from softnlb.link import Link, cleanup
+from softnlb.serving import host_config
 from tests.links import VIP, Cluster, Sniffer, cluster
 from tests.netns import Namespace, wait_for
 
@@ -527,6 +530,7 @@ def test_an_ipv6_host_is_proven_gone_only_where_its_address_has_answered(pair: C
     alive, began_s = asked("2001:db8::2"), time.monotonic()
     wait_for(lambda: alive.advance(int(1000 * (time.monotonic() - began_s))) is not None)
     assert alive.advance(1) is False
+    assert colon_mac(alive.answered_from) in pair.hosts[1].run("ip link show dev eth0")
     alive.close()
     gone = asked("2001:db8::9")
     pair.client.run("ip neigh add 10.1.0.1 lladdr ff:ff:ff:ff:ff:ff dev eth0")
@@ -534,6 +538,18 @@ def test_an_ipv6_host_is_proven_gone_only_where_its_address_has_answered(pair: C
     verdicts = [gone.advance(now_ms) for now_ms in range(0, 400, 10)]
     assert verdicts.index(True) * 10 == PROBES * INTERVAL_MS
     gone.close()
+
+
+def test_without_the_interface_nothing_is_asked_and_nothing_breaks(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.toml"
+    for vip in ("10.1.0.100/24", "2001:db8::100/64"):
+        dedicated = vip.replace("100/", "1/")
+        host = f'[host]\nid = 1\ninterface = "nope0"\ndedicated_ip_address = "{dedicated}"\n'
+        path.write_text(f'[cluster]\nip_address = "{vip}"\n{host}')
+        config, probes = load(path), Probes()
+        probes.meet(config, Machine(host_config(config), 0), 0)
+        probes.ask(config, ProbeHost(2, 77, IPv4Address("10.1.0.2")), 0)
+        assert probes.advance(1000) == []
 
 
 def test_three_probes_100_ms_apart_prove_a_host_gone(pair: Cluster) -> None:
