@@ -141,7 +141,7 @@ def test_what_this_machine_lacks_is_skipped_with_what_helps():
 
 
 def test_the_longest_measurements_begin_first():
-    jobs = compare.jobs_of(METHODS, list(cell.FAULTS))
+    jobs = compare.jobs_of(METHODS, list(compare.FAULTS))
     assert len(jobs) == len(METHODS) * 5 + 3
     assert {job[0] for job in jobs[:3]} == {"gaps"}
     assert {job[0] for job in jobs[3:8]} == {"dns-rr"}

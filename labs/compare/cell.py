@@ -23,12 +23,6 @@ from labs.experiment import lab_for, pause
 from labs.handle import LabHandle
 from softnlb.errors import SoftnlbError
 
-FAULTS = {
-    "kill": "server killed",
-    "unplug": "cable pulled",
-    "app-down": "service stopped",
-    "maintenance": "maintenance",
-}
 STEADY_S = 1.5
 WINDOW_S = 12.0
 DNS_WINDOW_S = 26.0

@@ -4,6 +4,13 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+FAULTS = {
+    "kill": "server killed",
+    "unplug": "cable pulled",
+    "app-down": "service stopped",
+    "maintenance": "maintenance",
+}
+
 NO_OUTAGE, RECONNECT, LONG_WAIT = "no outage", "reconnect", "long wait"
 
 BARELY_S = 2.0

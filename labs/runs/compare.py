@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from labs.bench.apart import apart
-from labs.compare.cell import FAULTS, GAP_FAULTS, save
-from labs.compare.methods import METHODS, Method
+from labs.compare.judge import FAULTS
 from labs.namespaces import die_with_parent
 from softnlb.cli_common import print_json
 from softnlb.errors import UsageError
+
+if TYPE_CHECKING:
+    from labs.compare.methods import Method
 
 LIMIT_S = 240.0
 """For one measurement, its repetitions included."""
@@ -25,8 +26,10 @@ Job = tuple[str, str]
 """Method and fault; the method "gaps" measures keepalived against its reference."""
 
 
-def jobs_of(methods: Sequence[Method], faults: Sequence[str]) -> list[Job]:
+def jobs_of(methods: Sequence["Method"], faults: Sequence[str]) -> list[Job]:
     """What to measure, the longest first so that the end is not spent waiting for one."""
+    from labs.compare.cell import GAP_FAULTS
+
     jobs = [(method.name, fault) for method in methods for fault in ("steady", *faults)]
     if any(method.name == "ip-failover" for method in methods):
         jobs += [("gaps", fault) for fault in GAP_FAULTS]
@@ -84,9 +87,11 @@ def _result(job: Job, output: str) -> dict[str, Any]:
 
 
 def compare(
-    methods: Sequence[Method], faults: Sequence[str], out: Path, parallel: int
+    methods: Sequence["Method"], faults: Sequence[str], out: Path, parallel: int
 ) -> dict[str, Any]:
     """The whole comparison."""
+    from labs.bench.apart import apart
+
     began_s = time.monotonic()
     skipped = {method.name: reason for method in methods if (reason := method.skipped())}
     able = [method for method in methods if method.name not in skipped]
@@ -109,7 +114,9 @@ def compare(
     }
 
 
-def _chosen(names: tuple[str, ...]) -> list[Method]:
+def _chosen(names: tuple[str, ...]) -> list["Method"]:
+    from labs.compare.methods import METHODS
+
     known = [method.name for method in METHODS]
     for name in names:
         if name not in known:
@@ -135,6 +142,7 @@ def command(
     as_json: bool,
 ) -> int:
     """Entry point of ``softnlb lab run compare``."""
+    from labs.compare.cell import save
     from labs.compare.page import page
     from labs.compare.tables import show
 
