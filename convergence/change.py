@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from convergence.state import HostConfig
 
 
+KEPT_MAX = 4
+"""Configurations kept beside the present one: a part of the cluster may be that far behind."""
+
+
 @dataclass(slots=True)
 class Change:
     """A change of the whole cluster that is being staged.
@@ -49,3 +53,10 @@ class Staging:
     """Members that were not heard since the last switch with the configuration of it."""
     outcome: tuple[ChangeName, str] | None = None
     """Of the last change that this host proposed: "" for done, or why it was aborted."""
+
+    def keep(self, digest: bytes, config: "HostConfig") -> None:
+        """Be ready to go over to this configuration; the oldest ones are forgotten."""
+        self.kept.pop(digest, None)
+        self.kept[digest] = config
+        while len(self.kept) > KEPT_MAX:
+            del self.kept[next(iter(self.kept))]

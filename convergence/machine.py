@@ -167,6 +167,11 @@ class Machine:
         return None if change is None or change.aborted else (change.name, change.digest)
 
     @property
+    def kept_digests(self) -> tuple[bytes, ...]:
+        """Of the configurations that this host may go over to."""
+        return tuple(self._state.staging.kept)
+
+    @property
     def change_waits_for(self) -> tuple[int, ...]:
         """The members that have not staged the change that this host proposed."""
         return tuple(staging.missing(self._state))

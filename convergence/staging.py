@@ -78,7 +78,7 @@ def staged(state: State, event: ChangeStaged) -> None:
         change.config = config
         change.digest = config.config_digest
         state.staging.staged = change.digest
-        state.staging.kept = {change.digest: config}
+        state.staging.keep(change.digest, config)
     state.urgent = True
     if is_coordinator and change.refusal:
         _abort(state, change, change.refusal)

@@ -128,7 +128,8 @@ def switch(state: State, config: HostConfig, reason: str, generation: int) -> No
     state.obey(replace(config, keyring=former.keyring))
     state.outputs.append(ConfigurationSwitched(config.config_digest))
     staging.former, staging.switched_ms, staging.staged = former, state.now_ms, None
-    staging.kept = {former.config_digest: former}
+    staging.kept.pop(config.config_digest, None)
+    staging.keep(former.config_digest, former)
     staging.recalled.clear()
     if staging.change is not None and staging.change.name.coordinator == former.host_id:
         staging.outcome = staging.change.name, ""

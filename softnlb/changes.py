@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from convergence.change import KEPT_MAX
 from convergence.events import (
     ChangeProposed,
     ChangeStaged,
@@ -47,6 +48,15 @@ class Known(NamedTuple):
     text: str
 
 
+def record(directory: Path) -> dict[str, str]:
+    """The kept texts by digest in hex, the newest last.  What cannot be read counts as nothing."""
+    try:
+        found = json.loads((directory / FILE).read_text())["configurations"]
+        return {str(name): str(text) for name, text in found.items() if bytes.fromhex(name)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 class Changes:
     """``loop``: the agent's, which waits for the children."""
 
@@ -55,20 +65,15 @@ class Changes:
         self._loop = loop
         self._known: dict[bytes, Known] = {}
         self._probes_changed = False
+        self.saving = False
+        """The file does not say yet what is in force."""
+        self._waits_for_the_file: StageChange | None = None
 
     def kept_digests(self) -> tuple[bytes, ...]:
         """Of what lies staged beside the present configuration; empty when nothing fits it."""
         present = self._agent.config.digest
-        digests = tuple(bytes.fromhex(name) for name in self._record())
+        digests = tuple(bytes.fromhex(name) for name in record(self._agent.directory))
         return tuple(one for one in digests if one != present) if present in digests else ()
-
-    def _record(self) -> dict[str, str]:
-        """Texts by digest.  A record that cannot be read counts as none."""
-        try:
-            found = json.loads((self._agent.directory / FILE).read_text())["configurations"]
-            return {str(name): str(text) for name, text in found.items() if bytes.fromhex(name)}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return {}
 
     # ------------------------------------------------------------ what operators ask for
 
@@ -92,13 +97,14 @@ class Changes:
         if change is not None and change[0].coordinator == self._agent.config.host_id:
             state, reason = "staging", ""
         elif outcome is None:
-            return {"state": "none"}
+            state, reason = "none", ""
         else:
             reason = outcome[1]
             state = "aborted" if reason else "done"
         return {
             "state": state,
             "reason": reason,
+            "saved": not self.saving,
             "waiting_for": list(machine.change_waits_for),
             "configuration_digest": self._agent.config.digest.hex(),
         }
@@ -108,11 +114,13 @@ class Changes:
     def obey(self, output: StageChange | RecallConfiguration | ConfigurationSwitched) -> None:
         """Carry out an output of the machine; what takes time a child does."""
         config, directory = self._agent.config, self._agent.directory
-        if isinstance(output, StageChange):
+        if isinstance(output, StageChange) and self.saving:
+            self._waits_for_the_file = output
+        elif isinstance(output, StageChange):
             work = partial(_stage, config, directory, output.change)
             self._begin(work, partial(self._staged, output))
         elif isinstance(output, RecallConfiguration):
-            text = self._record().get(output.config_digest.hex())
+            text = record(directory).get(output.config_digest.hex())
             if text is not None:
                 self._begin(partial(_recall, config.path, text), self._recalled)
         else:
@@ -120,7 +128,14 @@ class Changes:
 
     def _begin(self, work: Callable[[], object], done: Callable[[Any], None]) -> None:
         read_end, write_end = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes; a change that nobody stages times out
+            os.close(read_end)
+            os.close(write_end)
+            self.saving = False
+            self._tell_not_saved(f"No process can be started: {error.strerror}")
+            return
         if pid == 0:
             os.close(read_end)
             _work_and_exit(work, write_end)
@@ -141,23 +156,20 @@ class Changes:
         if isinstance(answer, str):
             self._agent.step(ChangeStaged(now_ms, asked.name, None, answer))
             return
-        present, wanted = answer
         self._known |= {one.config.digest: one for one in answer}
-        event = ChangeStaged(now_ms, asked.name, host_config(wanted.config))
-        self._agent.step(event)
-        self._forget_all_but(present, wanted)
+        _present, wanted = answer
+        self._agent.step(ChangeStaged(now_ms, asked.name, host_config(wanted.config)))
+        agent = self._agent
+        needed = {agent.config.digest, *agent.machine.kept_digests}
+        self._known = {digest: one for digest, one in self._known.items() if digest in needed}
 
-    def _recalled(self, answer: Known | str) -> None:
+    def _recalled(self, answer: tuple[Known, Known] | str) -> None:
         if isinstance(answer, str):
             self._tell_not_saved(f"What was staged cannot be taken up: {answer}")
             return
-        self._known[answer.config.digest] = answer
+        self._known |= {one.config.digest: one for one in answer}
         now_ms = self._agent.now_ms()
-        self._agent.step(ConfigurationRecalled(now_ms, host_config(answer.config)))
-
-    def _forget_all_but(self, *known: Known) -> None:
-        digests = {one.config.digest for one in known} | {self._agent.config.digest}
-        self._known = {name: one for name, one in self._known.items() if name in digests}
+        self._agent.step(ConfigurationRecalled(now_ms, host_config(answer[1].config)))
 
     def _switch(self, digest: bytes) -> None:
         agent = self._agent
@@ -167,13 +179,21 @@ class Changes:
             agent.serving.reconfigure(agent.config)
         self._probes_changed = bool(before.health_probes or agent.config.health_probes)
         if before.remote_control_port != agent.config.remote_control_port:
-            agent.open_remote()
+            try:
+                agent.open_remote()
+            except SoftnlbError as error:
+                text = f"Remote control does not work: {error}"
+                agent.tell(LogEvent("remote-control-failed", Severity.ERROR, text))
         former = self._known.get(before.digest)
         base = former.text if former is not None else None
-        work = partial(_save, before.path, base, wanted.text)
-        self._begin(work, self._saved)
+        self.saving = True
+        self._begin(partial(_save, before.path, base, wanted.text), self._saved)
 
     def _saved(self, answer: str) -> None:
+        self.saving = False
+        waits, self._waits_for_the_file = self._waits_for_the_file, None
+        if waits is not None:
+            self.obey(waits)
         if answer:
             self._tell_not_saved(f"The file still says what was in force before: {answer}")
 
@@ -235,15 +255,22 @@ def _stage(config: ClusterConfig, directory: Path, change: bytes) -> tuple[Known
     fresh = checked(config.path, new_text)
     refuse_what_needs_a_stop(present, fresh)
     durable.prove_writable(config.path)
-    texts = {present.digest.hex(): text, fresh.digest.hex(): new_text}
+    texts = record(directory)
+    for digest, kept in ((present.digest.hex(), text), (fresh.digest.hex(), new_text)):
+        texts.pop(digest, None)
+        texts[digest] = kept
+    while len(texts) > KEPT_MAX + 1:
+        del texts[next(iter(texts))]
     durable.write(directory / FILE, json.dumps({"configurations": texts}))
     return Known(present, text), Known(fresh, new_text)
 
 
-def _recall(path: Path, text: str) -> Known:
+def _recall(path: Path, text: str) -> tuple[Known, Known]:
+    """What the file says, and what was kept beside it."""
     from softnlb.rule_edit import checked
 
-    return Known(checked(path, text), text)
+    present = Known(load(path), path.read_text(encoding="utf-8-sig"))
+    return present, Known(checked(path, text), text)
 
 
 def _save(path: Path, base: str | None, text: str) -> str:

@@ -119,7 +119,8 @@ CHANGE_SLACK_S = 30.0
 def wait_for_change(path: Path, timeout_s: float, quiet: bool = False) -> Result:
     """Poll the agent until the change that was begun there is done or aborted (see Changes.status).
 
-    Tells on stderr which hosts have still to stage it.  Returns when the host has converged again.
+    Tells on stderr which hosts have still to stage it.  Returns when the host has converged again
+    and its file says so.
     """
     give_up_s = time.monotonic() + timeout_s + CHANGE_SLACK_S
     told: list[int] = []
@@ -131,7 +132,9 @@ def wait_for_change(path: Path, timeout_s: float, quiet: bool = False) -> Result
                 hosts = ", ".join(str(host_id) for host_id in waiting)
                 click.echo(f"{path.stem}: waiting for host {hosts} to stage it", err=True)
             told = waiting
-        elif status["state"] != "done" or call(path, "query")["state"] != "converging":
+        elif status["state"] != "done" or (
+            status["saved"] and call(path, "query")["state"] != "converging"
+        ):
             return status
         time.sleep(CHANGE_POLL_S)
     raise SoftnlbError(f"{path.stem} does not converge", code=ReturnCode.CONVERGING)

@@ -44,6 +44,8 @@ def _reload(agent: Agent) -> str:
     Raises ConfigError, and SoftnlbError for what a running agent cannot change; then nothing was
     changed.
     """
+    if agent.changes.saving:
+        raise SoftnlbError("the file is being written after a change of the cluster: try again")
     present = agent.config
     fresh = load_in_child(present.path, partial(_serve_until, agent))
     if fresh == present:

@@ -168,7 +168,13 @@ def staging(*waiting_for: int) -> dict[str, object]:
     return {"state": "staging", "reason": "", "waiting_for": list(waiting_for)}
 
 
-DONE = {"state": "done", "reason": "", "waiting_for": [], "configuration_digest": "00ff"}
+DONE = {
+    "state": "done",
+    "reason": "",
+    "saved": True,
+    "waiting_for": [],
+    "configuration_digest": "00ff",
+}
 
 
 def test_the_whole_cluster_is_asked_and_waited_for(
@@ -176,7 +182,7 @@ def test_the_whole_cluster_is_asked_and_waited_for(
 ) -> None:
     agent = FakeAgent(
         change=staging(1, 4),
-        change_state=[staging(1, 4), staging(4), DONE],
+        change_state=[staging(1, 4), staging(4), {**DONE, "saved": False}, DONE],
         query=[{**QUERY, "state": "converging"}, QUERY],
     )
     with serving(socket_path(load(path)), agent.handle):

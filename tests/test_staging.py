@@ -110,7 +110,7 @@ def test_another_hash_seed_carries_nothing() -> None:
 # ---------------------------------------------------------------- episodes
 
 
-@pytest.mark.parametrize("seed", [1, 3, 7, 11, 13, 45, 48, 49, 50, 91])
+@pytest.mark.parametrize("seed", [1, 3, 11, 45, 48, 49, 50, 91, 5096, 5097])
 def test_episode(seed: int) -> None:
     violations = Episode(seed, options(seed, CHANGE)).run()
     assert not violations, violations

@@ -31,10 +31,10 @@ COORDINATOR, VICTIM = 1, 3
 TIMEOUT_S = 20.0
 AFFINITIES = ("network", "none", "single")
 
-NOBODY = "nobody is killed"
-BEFORE = f"host{VICTIM} is killed before it has staged"
-AFTER = f"host{VICTIM} is killed after it has staged"
-DECIDER = f"host{COORDINATOR}, who decides, is killed"
+NOBODY = "nobody killed"
+BEFORE = f"host{VICTIM} before it stages"
+AFTER = f"host{VICTIM} when it has staged"
+DECIDER = f"host{COORDINATOR}, who decides"
 
 LESSON = """\
 Every host keeps the new configuration on its disk before it says so, and one host alone decides.
@@ -161,20 +161,20 @@ def show(results: list[dict[str, Any]]) -> None:
     """One row per case."""
     columns = [
         ("changed", "changed"),
-        ("configurations", "configurations_with_the_killed_host"),
+        ("digests", "configurations_with_the_killed_host"),
         ("generations", "generations"),
-        ("long connections", "long_connections"),
+        ("long", "long_connections"),
         ("broken", "broken"),
-        ("new connections", "new_connections"),
-        ("not answered", "new_connections_failed"),
-        ("answered twice", "answered_by_two_hosts"),
+        ("new", "new_connections"),
+        ("failed", "new_connections_failed"),
+        ("twice", "answered_by_two_hosts"),
     ]
     rows = [
         (result["case"], *("-" if result[key] is None else result[key] for _, key in columns))
         for result in results
     ]
     title = f"A rule of {results[0]['hosts']} hosts changed at once"
-    print_table(title, ["", *(head for head, _ in columns)], rows, LESSON)
+    print_table(title, ["killed", *(head for head, _ in columns)], rows, LESSON)
     for result in results:
         if result["reason"]:
             click.echo(f"{result['case']}: {result['reason']}")

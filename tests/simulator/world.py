@@ -8,6 +8,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from convergence.auth import Keyring
+from convergence.change import KEPT_MAX
 from convergence.events import (
     ChangeProposed,
     ChangeStaged,
@@ -160,6 +161,8 @@ class World:
         host = self.hosts[name]
         if not host.up:
             kept = tuple(one for one in host.disk if one != host.config.config_digest)
+            if host.config.config_digest not in host.disk:
+                kept = ()
             config = replace(host.config, kept_digests=kept)
             host.machine = Machine(config, self.now_ms + host.clock_ms)
             host.plane = Plane()
@@ -314,7 +317,11 @@ class World:
             self.give(host, ChangeStaged(now_ms, asked.name, None, refusal))
         else:
             config = changed(host.config, asked.change)
-            host.disk = {one.config_digest: one for one in (host.config, config)}
+            for one in (host.config, config):
+                host.disk.pop(one.config_digest, None)
+                host.disk[one.config_digest] = one
+            while len(host.disk) > KEPT_MAX + 1:
+                del host.disk[next(iter(host.disk))]
             host.known[config.config_digest] = config
             self.give(host, ChangeStaged(now_ms, asked.name, config))
 
