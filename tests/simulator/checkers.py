@@ -242,7 +242,9 @@ class NoHole(Checker):
     def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
         if any(isinstance(one, ConfigurationSwitched) for one in outputs):
             self.missing.clear()
-        if not self.missing or not any(isinstance(one, MapsChanged) for one in outputs):
+        # A lease that lapsed for a moment ends the wait when it runs again, too.
+        changes = MapsChanged | LeaseRenewed
+        if not self.missing or not any(isinstance(one, changes) for one in outputs):
             return
         owned = host.plane.accepts(world.now_ms + host.clock_ms)
         if any(owned):
