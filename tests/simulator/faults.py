@@ -22,6 +22,8 @@ CHANGE = "change"
 BACKGROUND = ("join-leave", "crash", "restart", "drain", "weight", "pause")
 """Faults of hosts; a network fault comes with one of them half of the time."""
 
+LOSSY = Weather(loss=0.05)
+
 NETWORK = ("partition", "mute", "deaf", "pair", "one-way")
 
 
@@ -112,7 +114,9 @@ def options(seed: int, kind: str | None = None) -> Options:
     extra_ticks = more.choice((0.0, 0.0, 0.0, 0.5))
     if kind == "one-way" and count > 2 and more.random() < 0.3:
         faults = relay_faults(more, hosts, tolerance)
-        weather = more.choice((CALM, Weather(loss=0.05)))
+        weather = more.choice((CALM, LOSSY))
+    if kind == "several":
+        weather = more.choice((CALM, CALM, Weather(jitter_ms=10, duplicate=0.02), LOSSY))
     return Options(kind, hosts, tolerance, weather, keyed, extra_ticks, tuple(faults))
 
 
