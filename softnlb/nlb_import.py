@@ -162,7 +162,12 @@ def _parameters(found: Imported, values: dict[str, str]) -> None:
         ("multicastarpenable", "arp_for_vip", True),
         ("filtericmp", "filter_icmp", False),
     ):
-        if (value := take(name)) and _on(value) is not default:
+        if not (value := take(name)) or _on(value) is default:
+            continue
+        if key == "arp_for_vip" and found.cluster["mode"] == "unicast":
+            # There NLB answers all the same, and here it would not.
+            found.lack("MulticastARPEnable", value, "means nothing in unicast mode")
+        else:
             found.cluster[key] = not default
     for name, key in (("hostpriority", "id"),):
         if value := take(name):

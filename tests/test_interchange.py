@@ -107,6 +107,19 @@ def test_what_our_own_nlb_display_shows(capsys: pytest.CaptureFixture[str]) -> N
     assert found.unmapped == []
 
 
+def test_a_switch_of_the_multicast_modes_takes_no_arp_from_a_unicast_cluster() -> None:
+    """NLB answers ARP in unicast mode whatever MulticastARPEnable says; arp_for_vip is for both."""
+    text = (SHOWN / "display.txt").read_text()
+    off = text.replace("MulticastARPEnable        = ENABLED", "MulticastARPEnable = DISABLED")
+    unicast = off.replace(
+        "MulticastSupportEnable    = ENABLED", "MulticastSupportEnable = DISABLED"
+    )
+    assert read(off).cluster["arp_for_vip"] is False
+    found = read(unicast)
+    assert (found.cluster["mode"], "arp_for_vip" in found.cluster) == ("unicast", False)
+    assert "MulticastARPEnable" in [one.name for one in found.unmapped]
+
+
 def test_the_objects_of_powershell_of_the_host_that_is_named(tmp_path: Path) -> None:
     source = str(SHOWN / "get.json")
     second = imported(tmp_path, source, "--host", "web2")
