@@ -115,7 +115,7 @@ class Machine:
             staging.go_on(state)
         if state.stage in (Stage.STOPPING, Stage.LEAVING):
             commands.go_on_stopping(state)
-        reporting.finish(state)
+        reporting.finish(state, isinstance(event, FrameReceived))
         return tuple(state.outputs)
 
     def _tick(self) -> None:

@@ -29,12 +29,17 @@ from convergence.state import TRIGGER_GAP_MS, State
 _NO_AGES = bytes((AGE_NONE,)) * HOST_ID_MAX
 
 
-def finish(state: State) -> None:
-    """After every input: first what must be installed, then what must be said."""
+def finish(state: State, heard: bool) -> None:
+    """After every input: first what must be installed, then what must be said.
+
+    A frame that was heard is answered by the Tick that is due then: after all frames that wait,
+    and after what time has done meanwhile.  Each frame of mine costs all the others, and among many
+    hosts on few processors it is frames that the rounds of a convergence wait for.
+    """
     if state.orphans_stale or state.now_ms >= state.orphans_due_ms:
         orphans.recompute(state)
     _install(state)
-    if state.stage is Stage.STOPPED:
+    if state.stage is Stage.STOPPED or heard:
         return
     due = state.now_ms >= state.next_send_ms
     if due or (state.urgent and state.now_ms - state.last_send_ms >= TRIGGER_GAP_MS):

@@ -208,7 +208,10 @@ def await_converged(lab: LabHandle, members: list[int], timeout_s: float = 30.0)
         buckets = sum(h["buckets"] for h in status["hosts"] if h["state"] == "converged")
         return bool(buckets == 60)
 
-    wait_until(settled, timeout_s, f"hosts {members} converged")
+    first, last = members[0], members[-1]
+    row = len(members) > 4 and members == list(range(first, last + 1))
+    named = f"{first} to {last}" if row else ", ".join(map(str, members))
+    wait_until(settled, timeout_s, f"hosts {named} are converged")
 
 
 def busy_ns(pid: int) -> int:

@@ -17,7 +17,7 @@ from convergence.events import (
     Output,
     SendFrame,
 )
-from convergence.heartbeat import Heartbeat, decode
+from convergence.heartbeat import Heartbeat, Statement, decode
 from convergence.rules import ALL_BUCKETS, BUCKETS
 from convergence.stages import Phase
 from tests.simulator.change import both_take
@@ -321,19 +321,25 @@ class FewestMoves(Checker):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        self.judged: dict[int, tuple[int, int]] = {}
+        self.unjudged: set[int] = set()
+        """Hosts that converged, and whose frame will say it next."""
 
     def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
-        if not any(isinstance(one, LogEvent) and one.name == "converged" for one in outputs):
+        if any(isinstance(one, LogEvent) and one.name == "converged" for one in outputs):
+            self.unjudged.add(id(host))
+        if id(host) not in self.unjudged:
             return
         for output in outputs:
             if isinstance(output, SendFrame) and output.payload[:4] != CHANGE_SIGNATURE:
+                self.unjudged.discard(id(host))
                 heartbeat = decode(output.payload)
-                if isinstance(heartbeat, Heartbeat):
-                    self._judge(heartbeat)
+                if (
+                    isinstance(heartbeat, Heartbeat)
+                    and heartbeat.statement.phase == Phase.CONVERGED
+                ):
+                    self._judge(heartbeat.statement)
 
-    def _judge(self, heartbeat: Heartbeat) -> None:
-        said = heartbeat.statement
+    def _judge(self, said: Statement) -> None:
         members = said.view.bit_count()
         for slot in range(len(said.current)):
             if slot and said.weights[slot] != 50:
