@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from convergence import conflicts, lease, orphans, phases, reporting
+from convergence import affinity, conflicts, lease, orphans, phases, reporting
 from convergence.events import Command, CommandError, CommandReceived, Severity
 from convergence.rules import FilteringMode
 from convergence.stages import Phase, RuleState, Stage
@@ -69,6 +69,7 @@ def start(state: State, event: CommandReceived) -> None:
     state.unheard_since.clear()
     state.new_code(event.host_code)
     orphans.start(state)
+    affinity.start(state)
     lease.listen(state, "start")
     state.next_send_ms = state.now_ms
     text = f"Host {state.config.host_id} started."
@@ -84,6 +85,7 @@ def stop(state: State) -> None:
         return
     was_draining = state.stage is Stage.DRAINING
     state.stage = Stage.STOPPING
+    state.unclaim()
     state.stop_by_ms = state.now_ms + state.death_ms
     if not was_draining and not state.joining:
         phases.change_view(state, "this host stops")
@@ -244,6 +246,7 @@ def set_rules(state: State, event: CommandReceived) -> None:
         if state.rule_states[slot] is wanted:
             continue
         state.rule_states[slot] = wanted
+        state.unclaim(slot)
         if wanted is RuleState.DISABLED:
             state.hold(slot, 0)
         state.log(

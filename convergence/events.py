@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from convergence.auth import Keyring
 from convergence.change_frame import ChangeName
+from convergence.clients import ClientKey
 
 if TYPE_CHECKING:
     from convergence.state import HostConfig
@@ -132,6 +133,23 @@ class ConfigurationRecalled:
     config: "HostConfig"
 
 
+@dataclass(frozen=True, slots=True)
+class ClientsListed:
+    """The answer to ``ListClients``: whom this host remembers there, the last heard first."""
+
+    now_ms: int
+    serial: int
+    keys: tuple[ClientKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientsForgotten:
+    """Clients in claimed buckets were silent for too long, or were lost: they are accepted no more,
+    and the others must be told."""
+
+    now_ms: int
+
+
 Input = (
     FrameReceived
     | Tick
@@ -141,6 +159,8 @@ Input = (
     | ChangeProposed
     | ChangeStaged
     | ConfigurationRecalled
+    | ClientsListed
+    | ClientsForgotten
 )
 
 
@@ -160,13 +180,15 @@ class MapsChanged:
 
     ``current``: buckets that this host accepts while ``valid_until_ms`` has not passed.
     ``orphan``: buckets in which a segment without a socket may be answered with RST.
-    ``draining``: accept nothing new at all.
+    ``draining``: accept nothing new at all.  ``claimed``: other hosts' buckets in which this host
+    accepts the clients that it remembers; empty means none in any slot.
     """
 
     current: tuple[int, ...]
     orphan: tuple[int, ...]
     draining: bool
     valid_until_ms: int
+    claimed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +205,39 @@ class ProbeHost:
     host_id: int
     host_code: int
     dedicated_ip_address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class ListClients:
+    """Answer with ``ClientsListed``: whom the data plane remembers in these buckets, per slot.
+
+    Asked after the maps were installed that no longer hold these buckets, so that none is missing.
+    """
+
+    serial: int
+    claimed: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetClients:
+    """Cease to remember these clients before going on: they are not on the list."""
+
+    keys: tuple[ClientKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepClients:
+    """The rules changed: remember the clients of the rules in these slots only."""
+
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionsChanged:
+    """Leave these clients to the hosts with these ids, and these to nobody any more."""
+
+    added: dict[ClientKey, int]
+    removed: tuple[ClientKey, ...]
 
 
 class Severity(StrEnum):
@@ -234,6 +289,10 @@ Output = (
     | StageChange
     | ConfigurationSwitched
     | RecallConfiguration
+    | ListClients
+    | ForgetClients
+    | KeepClients
+    | ExceptionsChanged
 )
 
 

@@ -44,6 +44,7 @@ The phases and all transitions between them stand in one table, ``phases.TRANSIT
 """
 
 from convergence import (
+    affinity,
     commands,
     lease,
     losing,
@@ -55,9 +56,12 @@ from convergence import (
     staging,
 )
 from convergence.change_frame import ChangeName
+from convergence.clients import ClientKey
 from convergence.events import (
     ChangeProposed,
     ChangeStaged,
+    ClientsForgotten,
+    ClientsListed,
     CommandError,
     CommandReceived,
     ConfigurationRecalled,
@@ -108,6 +112,10 @@ class Machine:
             staging.staged(state, event)
         elif isinstance(event, ConfigurationRecalled):
             staging.recalled(state, event)
+        elif isinstance(event, ClientsListed):
+            affinity.listed(state, event)
+        elif isinstance(event, ClientsForgotten):
+            affinity.forgotten(state)
         # Whatever came in: frames in quick succession must not keep the listening from ending.
         if isinstance(event, Tick) or (state.joining and state.stage is not Stage.STOPPED):
             self._tick()
@@ -131,6 +139,7 @@ class Machine:
             if state.candidates:
                 membership.admit(state)
             if state.phase is not Phase.CONVERGED:
+                affinity.give_up_late(state)
                 phases.advance(state)
 
     def next_deadline_ms(self) -> int:
@@ -149,6 +158,16 @@ class Machine:
     def host_state(self) -> HostState:
         """The state alone, for a caller that asks after every step."""
         return reporting.host_state(self._state)
+
+    @property
+    def exceptions(self) -> dict[int, frozenset[ClientKey]]:
+        """Per host id the clients that are left to it."""
+        return dict(self._state.affinity.exceptions)
+
+    @property
+    def listed_clients(self) -> tuple[ClientKey, ...] | None:
+        """Whom this host keeps in buckets of others, by its list; None: it is being made."""
+        return self._state.affinity.keys
 
     @property
     def phase(self) -> Phase:

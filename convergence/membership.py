@@ -1,6 +1,6 @@
 """Who is a member: hearing hosts, letting them in, settling who owns what after a partition."""
 
-from convergence import conflicts, lease, orphans, switching
+from convergence import affinity, conflicts, lease, orphans, switching
 from convergence.events import Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER, Heartbeat
 from convergence.losing import lose_if_deaf, note_word
@@ -65,6 +65,7 @@ def _heard_anew(state: State, peer: Peer) -> None:
 
 def _hear_started(state: State, peer: Peer, quiet: bool) -> None:
     """Go on with a frame when this host takes part; ``quiet``: it says what it said before."""
+    affinity.beware(state, peer)
     member = state.view.get(peer.host_id) is peer
     if member or peer.counts:
         note_word(state, peer)

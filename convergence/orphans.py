@@ -29,7 +29,8 @@ def scanned(state: State, event: IdleScanned) -> None:
     cookie = event.syn_cookie_ms
     doubtful = cookie is not None and event.now_ms - cookie < SYN_COOKIE_MS
     for slot, found in enumerate(event.idle):
-        proven = 0 if doubtful else found & ~state.current[slot] & ~unsettled[slot] & ALL_BUCKETS
+        mine = state.current[slot] | state.affinity.claimed[slot]
+        proven = 0 if doubtful else found & ~mine & ~unsettled[slot] & ALL_BUCKETS
         if proven != state.idle[slot]:
             state.idle[slot] = proven
             state.statement = None
@@ -46,7 +47,7 @@ def scan_due_ms(state: State) -> int | None:
         return None
     due_ms: int | None = None
     for slot, proven in enumerate(state.idle):
-        unproven = ALL_BUCKETS & ~state.current[slot] & ~proven
+        unproven = ALL_BUCKETS & ~state.current[slot] & ~state.affinity.claimed[slot] & ~proven
         for released_ms, released_slot, bits in state.released:
             if released_slot == slot and released_ms + SETTLE_MS > state.now_ms:
                 if unproven & bits:

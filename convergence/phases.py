@@ -1,5 +1,6 @@
 """The phases: agree on the members, freeze what everybody holds, release, take, be Converged."""
 
+from convergence import affinity
 from convergence.buckets import target
 from convergence.events import Severity
 from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, NEWCOMER
@@ -153,8 +154,10 @@ def advance(state: State) -> None:
         enter(state, "agreed", "all members agree")
     if state.phase is Phase.STABLE_PHASE1 and state.stable1 == others:
         state.target = _targets(state)
+        before = list(state.current)
         for slot, wanted in enumerate(state.target):
-            state.hold(slot, state.current[slot] & wanted)
+            state.hold(slot, before[slot] & wanted)
+        affinity.claim(state, before)
         enter(state, "snapshots-known", "all snapshots are known")
     if state.phase is Phase.CONVERGING_PHASE2 and _take(state):
         enter(state, "target-held", "this host holds its target")
@@ -181,7 +184,6 @@ def _targets(state: State) -> list[int]:
 
 def _take(state: State) -> bool:
     """Take what nobody else holds any more; True when the whole target is held."""
-    complete = True
     embargo = state.now_ms < state.embargo_until_ms
     # No members, but they hear me as I hear them: one of us would have to let go again.
     rivals = [
@@ -189,11 +191,16 @@ def _take(state: State) -> bool:
         for peer in state.candidates
         if state.now_ms - peer.received_ms < state.death_ms and peer.reports(state.index, state.tag)
     ]
+    lists_known = affinity.ready(state)
+    sticky = state.affinity.slots
+    complete = lists_known and not (sticky and embargo)
+    if sticky and not embargo and lists_known:
+        affinity.loosen(state)
     for slot, wanted in enumerate(state.target or ()):
         missing = wanted & ~state.current[slot]
         if not missing:
             continue
-        if not embargo:
+        if not embargo and (lists_known or slot not in sticky):
             held = 0
             for peer in (*state.view.values(), *rivals):
                 held |= peer.statement.current[slot]
@@ -206,6 +213,7 @@ def _take(state: State) -> bool:
 
 
 def _converged(state: State) -> None:
+    affinity.converged(state)
     state.newcomer = False
     state.convergence_count += 1
     state.last_converged_ms = state.now_ms

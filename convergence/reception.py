@@ -3,7 +3,7 @@
 Cheap checks first: shape and cluster, then the MAC, and only then what the frame says.
 """
 
-from convergence import conflicts, membership, staging, switching
+from convergence import affinity, clients, conflicts, membership, phases, staging, switching
 from convergence.auth import Authentication, Verdict
 from convergence.change_frame import CHANGE_SIGNATURE
 from convergence.events import FrameReceived
@@ -28,6 +28,9 @@ def receive(state: State, event: FrameReceived) -> None:
     payload = event.payload
     if payload[:4] == CHANGE_SIGNATURE:
         staging.receive(state, event)
+        return
+    if payload[:4] == clients.SIGNATURE_BYTES:
+        _receive_list(state, event)
         return
     try:
         cluster_ip = screen(payload)
@@ -62,6 +65,23 @@ def receive(state: State, event: FrameReceived) -> None:
         _other_configuration(state, frame, received_ms, event.source_mac)
     else:
         membership.hear(state, frame, received_ms, event.source_mac)
+
+
+def _receive_list(state: State, event: FrameReceived) -> None:
+    """A frame of a client list: it counts for one generation, so that a replay says nothing new."""
+    try:
+        frame = clients.decode(event.payload)
+    except HeartbeatError as error:
+        conflicts.bad_frame(state, event, error.kind, str(error))
+        return
+    if frame.head.cluster_ip_address != state.cluster_ip:
+        state.count("other-cluster")
+        return
+    verdict = state.config.keyring.judge(event.payload)
+    if verdict not in _ACCEPTED:
+        _tell_unverifiable(state, event, verdict)
+    elif affinity.hear(state, frame):
+        phases.advance(state)
 
 
 def _other_configuration(

@@ -1,6 +1,6 @@
 """What leaves the machine: maps to install, leases, frames, and the answer to a query."""
 
-from convergence import lease, orphans, staging
+from convergence import affinity, lease, orphans, staging
 from convergence.auth import sign
 from convergence.events import (
     HostState,
@@ -41,6 +41,7 @@ def finish(state: State, heard: bool) -> None:
     _install(state)
     if state.stage is Stage.STOPPED or heard:
         return
+    affinity.finish(state)
     due = state.now_ms >= state.next_send_ms
     if due or (state.urgent and state.now_ms - state.last_send_ms >= TRIGGER_GAP_MS):
         send(state)
@@ -48,12 +49,14 @@ def finish(state: State, heard: bool) -> None:
 
 def _install(state: State) -> None:
     stopped = state.stage is Stage.STOPPED
-    maps = (tuple(state.current), tuple(state.orphan), state.stage is Stage.DRAINING)
+    draining = state.stage is Stage.DRAINING
+    claimed = tuple(state.affinity.claimed)
+    maps = (tuple(state.current), tuple(state.orphan), (draining,), claimed)
     until_ms = state.now_ms if stopped else lease.valid_until_ms(state)
     if maps != state.installed:
         state.installed = maps
         state.installed_until_ms = until_ms
-        state.outputs.append(MapsChanged(maps[0], maps[1], maps[2], until_ms))
+        state.outputs.append(MapsChanged(maps[0], maps[1], draining, until_ms, claimed))
     elif not stopped and until_ms != state.installed_until_ms:
         # A longer lease is told when it is worth it, a shorter one at once.
         gained_ms = until_ms - state.installed_until_ms
@@ -145,7 +148,7 @@ def next_deadline_ms(state: State) -> int:
     """When the machine wants a Tick at the latest."""
     if state.stage is Stage.STOPPED:
         return state.now_ms + state.death_ms
-    deadline = min(state.next_send_ms, state.expiry_ms)
+    deadline = min(state.next_send_ms, state.expiry_ms, affinity.next_deadline_ms(state))
     if state.urgent:
         deadline = min(deadline, state.last_send_ms + TRIGGER_GAP_MS)
     # Shortly before the lease ends: what held it back may have ceased to count.

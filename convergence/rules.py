@@ -14,6 +14,9 @@ PORT_RULES_MAX = 32
 SLOTS_MAX = PORT_RULES_MAX + 1
 """Rule slots of a heartbeat: the user's port rules in order, then the default rule."""
 
+TIMEOUT_MIN_MAX = 240
+"""Minutes of extended affinity at most, as in NLB."""
+
 EQUAL_LOAD_WEIGHT = 50
 """What equal load counts beside hosts that have a load weight."""
 
@@ -59,6 +62,17 @@ class PortRule:
     protocol: Protocol = Protocol.BOTH
     filtering_mode: FilteringMode = FilteringMode.MULTIPLE_HOSTS
     affinity: Affinity = Affinity.SINGLE
+    timeout_min: int = 0
+    """Extended affinity: minutes for which a silent client keeps its host; 0: not at all."""
+
+    @property
+    def remembers_clients(self) -> bool:
+        """Extended affinity is in force; as in NLB the time-out means nothing elsewhere."""
+        return (
+            self.timeout_min > 0
+            and self.filtering_mode is FilteringMode.MULTIPLE_HOSTS
+            and self.affinity is not Affinity.NONE
+        )
 
     @property
     def code(self) -> int:

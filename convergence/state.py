@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 
 from convergence.auth import Keyring, ReplayGuard
 from convergence.change import Staging
+from convergence.clients import Affinity
 from convergence.events import Convergence, LogEvent, Output, Severity
 from convergence.heartbeat import (
     AGE_NONE,
@@ -183,7 +184,7 @@ class State:
     urgent: bool = False
     last_send_ms: int = 0
     next_send_ms: int = 0
-    installed: tuple[tuple[int, ...], tuple[int, ...], bool] | None = None
+    installed: tuple[tuple[int, ...], ...] | None = None
     installed_until_ms: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     rarely: Rarely = field(default_factory=Rarely)
@@ -216,6 +217,7 @@ class State:
             for slot, rule in enumerate(config.rules)
             if rule.filtering_mode is FilteringMode.SINGLE_HOST
         )
+        self.affinity = Affinity.of(self.rules)
 
     # ------------------------------------------------------------ what I say
 
@@ -264,15 +266,25 @@ class State:
         if gained:
             self.acquired.append((self.now_ms, slot, gained))
             self.idle[slot] &= ~gained
+            self.affinity.own(slot, gained)
         if released:
             self.released.append((self.now_ms, slot, released))
         self.orphans_stale = True
         self.changed()
 
     def release_all(self) -> None:
-        """Hold nothing."""
+        """Hold nothing, and keep no client."""
         for slot in range(len(self.current)):
             self.hold(slot, 0)
+        self.unclaim()
+
+    def unclaim(self, *slots: int) -> None:
+        """Keep no client in other hosts' buckets of these slots, without any of all."""
+        claimed = self.affinity.claimed
+        for slot in slots or range(len(claimed)):
+            if claimed[slot]:
+                self.released.append((self.now_ms, slot, claimed[slot]))
+                self.affinity.own(slot, claimed[slot])
 
     # ------------------------------------------------------------ who is who
 

@@ -8,7 +8,7 @@ T x P, and takes part in no agreement, because its digest differs.
 
 from dataclasses import replace
 
-from convergence import lease, orphans, phases
+from convergence import affinity, lease, orphans, phases
 from convergence.events import ConfigurationSwitched, RecallConfiguration, Severity
 from convergence.heartbeat import JOINING, Heartbeat, Statement
 from convergence.peers import Peer
@@ -125,7 +125,9 @@ def switch(state: State, config: HostConfig, reason: str, generation: int) -> No
     slots = carried(former, config)
     maps, rules = state.current, former.rules
     states = {_place(rule): state.rule_states[slot] for slot, rule in enumerate(rules)}
+    sticky = state.affinity
     state.obey(replace(config, keyring=former.keyring))
+    affinity.switch(state, sticky, slots)
     state.outputs.append(ConfigurationSwitched(config.config_digest))
     staging.former, staging.switched_ms, staging.staged = former, state.now_ms, None
     staging.kept.pop(config.config_digest, None)

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from convergence.change_frame import CHANGE_SIGNATURE
+from convergence.clients import SIGNATURE_BYTES
 from convergence.events import (
     ConfigurationSwitched,
+    ExceptionsChanged,
+    ForgetClients,
     HostState,
     LeaseRenewed,
     LogEvent,
@@ -24,6 +27,7 @@ from tests.simulator.change import both_take
 from tests.simulator.world import Host, World
 
 FOREVER = 1 << 60
+OF_OTHER_FRAMES = (CHANGE_SIGNATURE, SIGNATURE_BYTES)
 NEVER = -FOREVER
 
 
@@ -100,17 +104,23 @@ class OneOwner(Checker):
         if any(isinstance(output, MapsChanged | LeaseRenewed) for output in outputs):
             self.compare(host)
 
+    def accepted(self, host: Host) -> tuple[int, ...]:
+        """What the host's data plane accepts now."""
+        return host.plane.accepts(self.world.now_ms + host.clock_ms)
+
+    def taken_twice(self, one: Host, other: Host) -> list[str]:
+        """What both accept now."""
+        return taken_twice(one, self.accepted(one), other, self.accepted(other))
+
     def compare(self, host: Host) -> None:
         """This host's plane against every other host's."""
         world = self.world
-        mine = host.plane.accepts(world.now_ms + host.clock_ms)
-        if not any(mine):
+        if not any(self.accepted(host)):
             return
         for other in world.hosts.values():
             if other is host:
                 continue
-            theirs = other.plane.accepts(world.now_ms + other.clock_ms)
-            twice = taken_twice(host, mine, other, theirs)
+            twice = self.taken_twice(host, other)
             if twice and not self.parted(host.host_id, other.host_id):
                 pair = f"hosts {host.host_id} and {other.host_id}"
                 self.fail(f"{pair} both accept {', '.join(twice)}")
@@ -190,9 +200,7 @@ class OneOwner(Checker):
             return
         one, other = (self.world.hosts[name] for name in pair)
         now_ms = self.world.now_ms
-        mine = one.plane.accepts(now_ms + one.clock_ms)
-        theirs = other.plane.accepts(now_ms + other.clock_ms)
-        twice = taken_twice(one, mine, other, theirs)
+        twice = self.taken_twice(one, other)
         if twice:
             text = f"hosts {pair[0]} and {pair[1]} still both accept {', '.join(twice)}"
             self.violations.append(Violation("merge", now_ms, text))
@@ -202,6 +210,29 @@ def view_of(host: Host) -> set[int]:
     """Host ids that this host says are members, without its own; none while stopped."""
     members = host.machine.status(host.clock_ms).members
     return {member.host_id for member in members} - {host.host_id}
+
+
+class OneServer(OneOwner):
+    """Extended affinity: two live hosts never accept the same client, known or new.
+
+    Exact, with the same exceptions as one-owner.
+    """
+
+    name = "affinity"
+
+    def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
+        telling = MapsChanged | LeaseRenewed | ExceptionsChanged | ForgetClients
+        if any(isinstance(output, telling) for output in outputs):
+            self.compare(host)
+
+    def accepted(self, host: Host) -> tuple[int, ...]:
+        return (host.plane.serves(self.world.now_ms + host.clock_ms),)
+
+    def taken_twice(self, one: Host, other: Host) -> list[str]:
+        # The clients are those of the first rule.
+        if one.plane.rules[:1] != other.plane.rules[:1]:
+            return []
+        return overlap(self.accepted(one), self.accepted(other))
 
 
 def is_mute(world: World, name: int) -> bool:
@@ -330,7 +361,7 @@ class FewestMoves(Checker):
         if id(host) not in self.unjudged:
             return
         for output in outputs:
-            if isinstance(output, SendFrame) and output.payload[:4] != CHANGE_SIGNATURE:
+            if isinstance(output, SendFrame) and output.payload[:4] not in OF_OTHER_FRAMES:
                 self.unjudged.discard(id(host))
                 heartbeat = decode(output.payload)
                 if (
@@ -389,7 +420,7 @@ class OneConfiguration(Checker):
         for output in outputs:
             if isinstance(output, LogEvent):
                 self._told(host, output)
-            elif isinstance(output, SendFrame) and output.payload[:4] != CHANGE_SIGNATURE:
+            elif isinstance(output, SendFrame) and output.payload[:4] not in OF_OTHER_FRAMES:
                 heartbeat = decode(output.payload)
                 if isinstance(heartbeat, Heartbeat):
                     self._judge(heartbeat)

@@ -1,5 +1,6 @@
 """Run one episode: build the world of a seed, let its faults happen, ask the checkers."""
 
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 
 from convergence.auth import Authentication, Key, Keyring
 from convergence.events import Command, CommandError
+from convergence.rules import BUCKETS
 from tests.simulator.change import CHANGES
 from tests.simulator.checkers import (
     FailClosed,
@@ -14,13 +16,14 @@ from tests.simulator.checkers import (
     NoHole,
     OneConfiguration,
     OneOwner,
+    OneServer,
     Service,
     Violation,
     liveness,
     nobody,
 )
 from tests.simulator.faults import CHANGE, NETWORK, PERIOD_MS, PERIODS, Fault, Options, options
-from tests.simulator.world import Host, World
+from tests.simulator.world import RULES, STICKY, Host, World
 
 KEYRING = Keyring((Key(7, b"0123456789abcdef0123456789abcdef"),), Authentication.ENFORCE)
 RULE_COMMANDS = (Command.ENABLE_RULE, Command.DISABLE_RULE, Command.DRAIN_RULE)
@@ -47,7 +50,8 @@ class Result:
 class Episode:
     """The faults of an options record, happening to a world."""
 
-    def __init__(self, seed: int, plan: Options) -> None:
+    def __init__(self, seed: int, plan: Options, sticky: bool = False) -> None:
+        """``sticky``: with extended affinity, and clients that come and fall silent."""
         self.plan = plan
         self.world = world = World(seed, plan.weather)
         world.keyring = KEYRING if plan.keyed else Keyring()
@@ -61,7 +65,7 @@ class Episode:
             bound_ms += self.death_ms + 5 * period_ms
         self.end_ms = max(PERIODS * period_ms, last_ms + bound_ms + 1)
         for host in plan.hosts:
-            world.add(host, tolerance=tolerance)
+            world.add(host, tolerance=tolerance, rules=STICKY if sticky else RULES)
         merge_ms = 2 * period_ms + 2 * plan.weather.jitter_ms
         if not plan.exact:
             merge_ms = (tolerance + 4) * period_ms
@@ -78,6 +82,13 @@ class Episode:
             self.one_configuration = OneConfiguration(world)
             self.outside = self._is_outside
             checkers.append(self.one_configuration)
+        self.owners = [self.one_owner]
+        if sticky:
+            self.owners.append(OneServer(world, merge_ms, 2 * self.death_ms + merge_ms))
+            checkers.append(self.owners[1])
+            chance = random.Random(f"clients {seed}")
+            for when_ms in range(0, self.end_ms, 20):
+                world.at(when_ms, self._clients, chance)
         if plan.exact and plan.one_bad_host:
             checkers.append(self.no_hole)
         # Tolerance 3 has no room for frames that are late by a good part of a period.
@@ -89,7 +100,15 @@ class Episode:
             world.at(fault.at_ms, self.happen, fault)
         if any(fault.kind in NETWORK for fault in plan.faults):
             for when_ms in range(0, self.end_ms, 10):
-                world.at(when_ms, self.one_owner.note_links)
+                world.at(when_ms, self._note_links)
+
+    def _note_links(self) -> None:
+        for checker in self.owners:
+            checker.note_links()
+
+    def _clients(self, chance: random.Random) -> None:
+        silent = chance.getrandbits(BUCKETS) if chance.random() < 0.05 else 0
+        self.world.clients_come(chance.getrandbits(BUCKETS), silent)
 
     def run(self) -> tuple[Violation, ...]:
         """To the end; then everybody must agree."""
@@ -194,13 +213,13 @@ class Episode:
             network.cut.add((fault.host, fault.others[0]))
             if fault.kind == "pair":
                 network.cut.add((fault.others[0], fault.host))
-        self.one_owner.note_links()
+        self._note_links()
         self.world.at(self.world.now_ms + fault.duration_ms, self._heal)
 
     def _heal(self) -> None:
         self.no_hole.disturbed()
         self.world.network.heal()
-        self.one_owner.note_links()
+        self._note_links()
 
 
 def run_seed(seed: int) -> Result:

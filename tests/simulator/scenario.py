@@ -4,13 +4,17 @@ A file is blocks divided by blank lines.  Lines that begin with ``#`` explain.  
 
     hosts 1-3 [FIELD=VALUE ...]      stopped hosts; fields: tolerance, period, digest, key, weights
                                      (30/60), priorities (1/2), id (of a duplicate), rules: ports
-                                     (80/443s, s: single host), which is another configuration
+                                     (80/443s, s: single host), which is another configuration;
+                                     timeout (minutes of the first rule's extended affinity)
     start 1-3 [force]                start them now
     run MS                           let time pass; prints what the hosts tell and hold
     status                           how every host sees the cluster now
     accepts                          buckets that each data plane accepts now, per rule
     history H                        the convergence history of this host
     counters H                       frames that this host did not believe
+    clients BUCKETS | silent BUCKETS one client in each of these buckets of the first rule opens a
+                                     connection, or is forgotten
+    serves                           the clients, by bucket, that each host would accept now
     orphans H                        buckets of this host that may answer lost connections
     stop H | drainstop H | drained H | weight H W [RULE] | enable|disable|drain H RULE
     keys 1-3 KEYS                    from now on, like key=KEYS of hosts: SECRET, enforce:SECRET,
@@ -38,6 +42,7 @@ from pathlib import Path
 
 from convergence.auth import Authentication, Key, Keyring, sign
 from convergence.change_frame import CHANGE_SIGNATURE
+from convergence.clients import SIGNATURE_BYTES
 from convergence.events import (
     Command,
     CommandError,
@@ -50,11 +55,11 @@ from convergence.events import (
 from convergence.heartbeat import EXTENSION_OFFSET, FRAME_BYTES
 from convergence.rules import ALL_BUCKETS
 from tests.simulator.change import rules, written
-from tests.simulator.checkers import FailClosed, OneConfiguration, OneOwner
+from tests.simulator.checkers import FailClosed, OneConfiguration, OneOwner, OneServer
 from tests.simulator.episode import Episode
 from tests.simulator.faults import Fault
 from tests.simulator.shrink import read_episode, read_fault
-from tests.simulator.world import Host, World
+from tests.simulator.world import RULES, Host, World, bits_of
 
 FAULTS = ("mute", "deaf", "pair", "one-way", "partition", "heal")
 
@@ -118,6 +123,7 @@ class Scenario:
         self.held: dict[int, str] = {}
         self.world.observers.append(self._saw)
         self.one_owner = OneOwner(self.world, 200, 1200)
+        self.one_server = OneServer(self.world, 200, 1200)
         self.fail_closed = FailClosed(self.world)
         self.one_configuration = OneConfiguration(self.world)
 
@@ -132,7 +138,7 @@ class Scenario:
             if handler is None:
                 raise ValueError(f"unknown scenario command {verb!r}")
             handler(*arguments)
-        checkers = (self.one_owner, self.fail_closed, self.one_configuration)
+        checkers = (self.one_owner, self.one_server, self.fail_closed, self.one_configuration)
         violations = [one for checker in checkers for one in checker.violations]
         self.lines.extend(f"VIOLATION {violation}" for violation in violations)
         return self.lines or ["ok"]
@@ -146,7 +152,7 @@ class Scenario:
                 if held != self.held.get(host.host_id, held.replace("60", "0")):
                     self.lines.append(f"{world.now_ms:6} host{host.host_id}: holds {held}")
                 self.held[host.host_id] = held
-            elif isinstance(output, SendFrame):
+            elif isinstance(output, SendFrame) and output.payload[:4] != SIGNATURE_BYTES:
                 of_change = output.payload[:4] == CHANGE_SIGNATURE
                 kept = self.change_frames if of_change else self.frames
                 kept[host.host_id] = output.payload
@@ -163,6 +169,8 @@ class Scenario:
                 changes["period_ms"] = int(value)
             elif field == "rules":
                 changes.update(other_rules(names, value))
+            elif field == "timeout":
+                changes["rules"] = (replace(RULES[0], timeout_min=int(value)), *RULES[1:])
             elif field == "digest":
                 changes["config_digest"] = value.encode().ljust(8)[:8]
             elif field == "key":
@@ -244,29 +252,33 @@ class Scenario:
 
     # ------------------------------------------------------------ network
 
+    def _note_links(self) -> None:
+        self.one_owner.note_links()
+        self.one_server.note_links()
+
     def do_mute(self, name: str) -> None:
         self.world.network.mute.add(int(name))
-        self.one_owner.note_links()
+        self._note_links()
 
     def do_deaf(self, name: str) -> None:
         self.world.network.deaf.add(int(name))
-        self.one_owner.note_links()
+        self._note_links()
 
     def do_pair(self, one: str, other: str) -> None:
         self.world.network.cut |= {(int(one), int(other)), (int(other), int(one))}
-        self.one_owner.note_links()
+        self._note_links()
 
     def do_one_way(self, one: str, other: str) -> None:
         self.world.network.cut.add((int(one), int(other)))
-        self.one_owner.note_links()
+        self._note_links()
 
     def do_partition(self, names: str) -> None:
         self.world.network.side.update(dict.fromkeys(numbers(names), 1))
-        self.one_owner.note_links()
+        self._note_links()
 
     def do_heal(self) -> None:
         self.world.network.heal()
-        self.one_owner.note_links()
+        self._note_links()
 
     def do_replay(self, name: str) -> None:
         self._inject(int(name), self.frames[int(name)])
@@ -334,6 +346,19 @@ class Scenario:
             maps = host.plane.accepts(self.world.now_ms + host.clock_ms)
             text = " | ".join(buckets(bits) for bits in maps) or "nothing"
             self.lines.append(f"host{name} {text}")
+
+    def do_clients(self, text: str) -> None:
+        self.world.clients_come(sum(1 << bucket for bucket in numbers(text)), 0)
+
+    def do_silent(self, text: str) -> None:
+        self.world.clients_come(0, sum(1 << bucket for bucket in numbers(text)))
+
+    def do_serves(self) -> None:
+        for name, host in self.world.hosts.items():
+            now_ms = self.world.now_ms + host.clock_ms
+            known = buckets(host.plane.serves(now_ms) & host.plane.seen)
+            excepted = buckets(bits_of(host.plane.excepted))
+            self.lines.append(f"host{name} remembers {known}, leaves to others {excepted}")
 
     def do_history(self, name: str) -> None:
         host = self.world.hosts[int(name)]

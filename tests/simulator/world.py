@@ -2,7 +2,7 @@
 
 import heapq
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from typing import Any
@@ -12,14 +12,20 @@ from convergence.change import KEPT_MAX
 from convergence.events import (
     ChangeProposed,
     ChangeStaged,
+    ClientsForgotten,
+    ClientsListed,
     Command,
     CommandReceived,
     ConfigurationRecalled,
     ConfigurationSwitched,
+    ExceptionsChanged,
+    ForgetClients,
     FrameReceived,
     HostProbed,
     Input,
+    KeepClients,
     LeaseRenewed,
+    ListClients,
     MapsChanged,
     Output,
     ProbeHost,
@@ -29,7 +35,7 @@ from convergence.events import (
     Tick,
 )
 from convergence.machine import HostConfig, Machine
-from convergence.rules import FilteringMode, PortRule
+from convergence.rules import BUCKETS, FilteringMode, PortRule
 from tests.simulator.change import changed
 from tests.simulator.network import CALM, Network, Weather
 
@@ -38,8 +44,22 @@ RULES = (
     PortRule(None, 443, 443, filtering_mode=FilteringMode.SINGLE_HOST),
 )
 CLUSTER = IPv4Address("10.1.0.100")
+STICKY = (PortRule(None, 80, 80, timeout_min=1), RULES[1])
+"""The first rule with extended affinity."""
+LISTING_MS = 3
+"""What a host takes to look up whom it remembers."""
 QUEUE_MAX = 400
 """Frames that the socket of a sleeping host keeps."""
+
+
+def bits_of(keys: Iterable[bytes]) -> int:
+    """Clients as a map."""
+    return sum(1 << key[-1] for key in keys)
+
+
+def keys_of(bits: int) -> tuple[bytes, ...]:
+    """A map as clients."""
+    return tuple(bytes((0, 10, 0, 0, bit)) for bit in range(BUCKETS) if bits >> bit & 1)
 
 
 @dataclass(slots=True)
@@ -52,6 +72,18 @@ class Plane:
     valid_until_ms: int = -1
     rules: tuple[PortRule, ...] = ()
     """That the maps are for, without the default rule."""
+    claimed: tuple[int, ...] = ()
+    seen: int = 0
+    """Clients remembered: of the first rule one in each bucket, client b in bucket b."""
+    excepted: dict[bytes, int] = field(default_factory=dict)
+
+    def serves(self, now_ms: int) -> int:
+        """Which of the clients would be accepted now, as a map."""
+        if now_ms > self.valid_until_ms or not self.current:
+            return 0
+        mine, claimed = self.current[0], self.claimed[0] if self.claimed else 0
+        known = self.seen & (mine | claimed)
+        return (known | (0 if self.draining else mine)) & ~bits_of(self.excepted)
 
     def accepts(self, now_ms: int) -> tuple[int, ...]:
         """Maps that count now, by the host's own clock."""
@@ -284,12 +316,23 @@ class World:
                 plane.draining = output.draining
                 plane.valid_until_ms = output.valid_until_ms
                 plane.rules = host.config.rules
+                plane.claimed = output.claimed
             elif isinstance(output, ConfigurationSwitched):
                 host.known[host.config.config_digest] = host.config
                 host.config = host.known[output.config_digest]
             elif isinstance(output, StageChange | RecallConfiguration):
                 late_ms = self.random.randint(20, 60)
                 self.at(self.now_ms + late_ms, self._read, host, host.life, output)
+            elif isinstance(output, ListClients):
+                self.at(self.now_ms + LISTING_MS, self._list_clients, host, host.life, output)
+            elif isinstance(output, ForgetClients):
+                host.plane.seen &= ~bits_of(output.keys)
+            elif isinstance(output, KeepClients):
+                host.plane.seen *= 0 in output.slots
+            elif isinstance(output, ExceptionsChanged):
+                host.plane.excepted.update(output.added)
+                for key in output.removed:
+                    host.plane.excepted.pop(key, None)
             elif isinstance(output, LeaseRenewed):
                 host.plane.valid_until_ms = output.valid_until_ms
             elif isinstance(output, ProbeHost):
@@ -324,6 +367,24 @@ class World:
                 del host.disk[next(iter(host.disk))]
             host.known[config.config_digest] = config
             self.give(host, ChangeStaged(now_ms, asked.name, config))
+
+    def _list_clients(self, host: Host, life: int, asked: ListClients) -> None:
+        if host.life == life:
+            plane = host.plane
+            keys = keys_of(plane.seen & asked.claimed[0] & ~plane.current[0])
+            self.give(host, ClientsListed(self.now_ms + host.clock_ms, asked.serial, keys))
+
+    def clients_come(self, active: int, silent: int) -> None:
+        """These clients open connections; those are forgotten where they were remembered."""
+        for host in self.hosts.values():
+            plane = host.plane
+            now_ms = self.now_ms + host.clock_ms
+            plane.seen |= active & plane.serves(now_ms)
+            if host.asleep:
+                continue
+            gone, plane.seen = plane.seen & silent, plane.seen & ~silent
+            if plane.claimed and gone & plane.claimed[0] & ~plane.current[0]:
+                self.give(host, ClientsForgotten(now_ms))
 
     def _probed(self, host: Host, life: int, probe: ProbeHost) -> None:
         if host.life == life:
