@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING, NamedTuple
 
+from convergence import clients
+from convergence.clients import SIGNATURE_BYTES
 from convergence.events import MapsChanged
 from convergence.heartbeat import (
     DRAINING,
@@ -20,10 +22,12 @@ from convergence.heartbeat import (
     address,
     decode,
 )
-from convergence.rules import BUCKETS
+from convergence.rules import ALL_BUCKETS, BUCKETS
+from labs.listed import ClientLists
 from modes.mac import w_x_y_z
 from softnlb.filter import Decision, FilterTable, Reason, Verdict, decide
-from softnlb.heartbeat_words import words
+from softnlb.heartbeat_words import list_facts, list_words, words
+from softnlb.known_clients import NO_CLIENTS, Clients
 from softnlb.packet import ARP, RST, TCP, UDP, Flow, parse
 from softnlb.serving import table_of
 
@@ -42,6 +46,8 @@ _FOR_EVER_MS = 1 << 62
 WHY = {
     Reason.OWNER: "it owns the bucket",
     Reason.SECOND_CHANCE: "its connection",
+    Reason.AFFINITY: "it remembers the client",
+    Reason.EXCEPTION: "another host remembers the client",
     Reason.NOT_MINE: "not mine",
     Reason.NO_SOCKET: "its bucket, no such connection",
     Reason.STOPPED: "it is stopped, or has not been heard yet",
@@ -132,6 +138,7 @@ class Commentator:
                 self._hosts[host_id] = Known(table_of(own, None))
         self._flows: dict[bytes, Seen] = {}
         self._generation = 0
+        self._lists = ClientLists()
         self._heartbeats: dict[bytes, str] = {}
 
     def announced(self, host_id: int, maps: list[int], draining: bool) -> None:
@@ -166,6 +173,8 @@ class Commentator:
             return known
         host = self._hosts.get(payload[8]) if len(payload) > 8 else None
         try:
+            if payload[:4] == SIGNATURE_BYTES:
+                return self._client_list(payload)
             heartbeat = decode(payload, host.heartbeat if host else None)
         except HeartbeatError as error:
             return f"no heartbeat: {error}"
@@ -184,11 +193,18 @@ class Commentator:
         self._heartbeats[payload] = text
         return text
 
+    def _client_list(self, payload: bytes) -> str:
+        self._lists.heard(clients.decode(payload))
+        self._generation += 1
+        return list_words(list_facts(payload))
+
     def _table(self, host_id: int, current: tuple[int, ...], draining: bool) -> FilterTable:
         before = self._hosts[host_id].table
         if self._config is None or len(current) != len(before.rules):
             return before
-        maps = MapsChanged(current, (0,) * len(current), draining, _FOR_EVER_MS)
+        # Whom a host keeps in other hosts' buckets its list tells.
+        claimed = (ALL_BUCKETS,) * len(current)
+        maps = MapsChanged(current, (0,) * len(current), draining, _FOR_EVER_MS, claimed)
         fresh = table_of(self._config, maps)
         return replace(fresh, local_ip_addresses=before.local_ip_addresses)
 
@@ -268,7 +284,11 @@ class Commentator:
     def _decide(self, host_id: int, flow: Flow, seen: Seen) -> Decision:
         table = self._hosts[host_id].table
         here = flow._replace(interface=table.interface)
-        return decide(table, here, Answered(host_id in seen.answered), lambda: 0)
+        known: Clients = NO_CLIENTS
+        if any(rule.rule.remembers_clients for rule in table.rules):
+            heartbeat = self._hosts[host_id].heartbeat
+            known = self._lists.of(host_id, heartbeat.statement.view if heartbeat else 0)
+        return decide(table, here, Answered(host_id in seen.answered), lambda: 0, known)
 
     # ------------------------------------------------------------ address resolution
 

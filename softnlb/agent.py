@@ -8,12 +8,12 @@ import secrets
 import selectors
 import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
 from convergence.events import (
+    ClientsForgotten,
     Command,
     CommandReceived,
     ConfigurationSwitched,
@@ -33,7 +33,8 @@ from convergence.events import (
     Tick,
 )
 from convergence.machine import Machine
-from softnlb import sockdiag, state
+from softnlb import state
+from softnlb.affinity import Affinity, Order
 from softnlb.answers import Answers
 from softnlb.arp_probe import Probes
 from softnlb.changes import Changes
@@ -43,6 +44,7 @@ from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterTable
 from softnlb.health import Health
 from softnlb.history import History, agent_started
+from softnlb.kernel import boot_ms
 from softnlb.notify import Notifier
 from softnlb.planes import Choice, choose
 from softnlb.reload import reload
@@ -56,11 +58,6 @@ CHECK_MS = 1000
 
 FRAMES_PER_TURN = 64
 """Heartbeats handled before the loop looks at its deadlines again."""
-
-
-def boot_ms() -> int:
-    """The boot-time clock in whole milliseconds; it goes on while the machine is suspended."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 class Agent:
@@ -93,6 +90,7 @@ class Agent:
         self._new_machine()
         self._sockets = SocketWatch()
         self._loop.register(self._sockets, selectors.EVENT_READ, self._scanned)
+        self._affinity = Affinity()
         self._probes = Probes()
         self.health = Health(self.rule_command, lambda: self.machine.rule_states, self.tell)
         self.control = control or ControlServer(socket_path(config))
@@ -165,6 +163,8 @@ class Agent:
         """One input to the machine, its outputs to the world, in their order."""
         for output in self.machine.step(event):
             self._carry_out(output)
+        if self._affinity.asked is not None:
+            self.step(self._affinity.answer(self.serving, boot_ms()))
         if phase := self.history.tell_phases(self.machine):
             self._notifier.status(phase)
         if self.serving is not None and self.machine.host_state == HostState.STOPPED:
@@ -187,6 +187,8 @@ class Agent:
             serving.install(output, self.machine.rule_states)
         elif isinstance(output, LeaseRenewed):
             serving.renew(output.valid_until_ms)
+        elif isinstance(output, Order):
+            self._affinity.carry_out(serving, output)
         elif isinstance(output, ProbeHost):
             self._probes.ask(self.config, output, boot_ms())
 
@@ -246,6 +248,7 @@ class Agent:
         else:
             self._tell_unrecorded(serving)
             self._watch(serving)
+            self.step(ClientsForgotten(boot_ms()))  # built anew, it remembers nobody
 
     def _tell_unrecorded(self, serving: Serving) -> None:
         if serving.unrecorded:
@@ -274,6 +277,8 @@ class Agent:
             now_ms = boot_ms()
             if self.serving is not None:
                 self.step(IdleScanned(now_ms, scan.began_ms, scan.idle, scan.syn_cookie_ms))
+                if self._affinity.sweep(self.serving, self.machine, scan, now_ms, self.tell):
+                    self.step(ClientsForgotten(now_ms))
 
     # ------------------------------------------------------------ what operators ask for
 
@@ -389,11 +394,6 @@ class Agent:
         if self.serving is not None:
             return self.serving.table
         return table_of(self.config, None)
-
-    def connections(self) -> tuple[int, float]:
-        """Connections as a drain counts them, and the longest idle time in seconds."""
-        addresses = tuple(address.ip for address in self.config.cluster_ip_addresses)
-        return sockdiag.count_connections(addresses)
 
     def tell(self, event: LogEvent) -> None:
         """Log an event and keep it for `softnlb display` and `softnlb events`."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from convergence.events import Command, CommandError, HostState, Status
 from convergence.rules import BUCKETS, IPAddress
 from modes.mac import format_mac
+from softnlb import affinity
 from softnlb.errors import ReturnCode, SoftnlbError
 from softnlb.explain import explain_flow, rule_fields, rule_text
 from softnlb.filter import KEPT
 from softnlb.rule_choice import chosen, covering
+from softnlb.sockdiag import count_connections
 
 if TYPE_CHECKING:
     from softnlb.agent import Agent
@@ -185,12 +188,17 @@ class Answers:
 
     def do_connections(self, _: dict[str, Any]) -> dict[str, Any]:
         """The connections that a drain waits for."""
-        count, longest_idle_s = self._agent.connections()
+        count, longest_idle_s = count_connections(self._cluster_ip_addresses())
         return {
             "connections": count,
             "longest_idle_s": longest_idle_s,
             "state": self._state(self._status()),
         }
+
+    def do_affinity(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Extended affinity: the clients remembered here, and those left to other hosts."""
+        agent = self._agent
+        return affinity.answers(agent.serving, agent.machine, agent.now_ms())
 
     def do_explain(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Which rule, bucket and host a flow meets, and what this host would do with it."""
@@ -199,11 +207,13 @@ class Answers:
         def owner_of(slot: int, bucket: int) -> int | None:
             return self._owners(status, slot).get(str(bucket))
 
-        table = self._agent.table()
+        # The plane is told of a longer lease, the table is not.
+        table = replace(self._agent.table(), valid_until_ms=status.valid_until_ms)
         asked = (arguments["client"], arguments["server"], arguments.get("protocol", "tcp"))
         if not all(isinstance(word, str) for word in asked):
             raise SoftnlbError("explain: client, server and protocol are text")
-        return explain_flow(table, *asked, owner_of, self._agent.now_ms)
+        clients = affinity.Present(self._agent.serving)
+        return explain_flow(table, *asked, owner_of, self._agent.now_ms, clients)
 
     # ------------------------------------------------------------ orders
 

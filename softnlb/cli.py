@@ -9,6 +9,7 @@ import sys
 import click
 
 from softnlb import __version__
+from softnlb.cli_affinity import affinity
 from softnlb.cli_bench import bench
 from softnlb.cli_decode import decode
 from softnlb.cli_events import events
@@ -51,9 +52,9 @@ def cli() -> None:
     """
 
 
-for _command in (*VERBS, rule, set_cluster, events, agent, config, decode, explain, plan, doctor):
+for _command in (*VERBS, rule, set_cluster, affinity, events, agent, config, decode, explain):
     cli.add_command(_command)
-for _command in (cleanup, bench, lab):
+for _command in (plan, doctor, cleanup, bench, lab):
     cli.add_command(_command)
 
 

@@ -30,10 +30,11 @@ def decode(path: Path, changes: bool, as_json: bool) -> None:
 
 
 def _lines(path: Path, changes: bool, as_json: bool) -> Iterator[str]:
+    from convergence.clients import SIGNATURE_BYTES
     from convergence.heartbeat import ETHERTYPE, Foreign, Heartbeat, HeartbeatError
     from convergence.heartbeat import decode as decode_heartbeat
     from softnlb.capture_file import read_capture
-    from softnlb.heartbeat_words import facts, words
+    from softnlb.heartbeat_words import facts, list_facts, list_words, words
 
     first_ns: int | None = None
     last: dict[int, Heartbeat] = {}
@@ -45,6 +46,10 @@ def _lines(path: Path, changes: bool, as_json: bool) -> Iterator[str]:
         at_s = round((frame.at_ns - first_ns) / 1e9, 6)
         known: dict[str, Any]
         try:
+            if frame.data[14:18] == SIGNATURE_BYTES:
+                known = list_facts(frame.data[14:])
+                yield _line(at_s, frame.interface, list_words(known), known, as_json)
+                continue
             heartbeat = decode_heartbeat(frame.data[14:])
         except HeartbeatError as error:
             text, known = f"no heartbeat: {error}", {"error": str(error)}
@@ -65,7 +70,10 @@ def _lines(path: Path, changes: bool, as_json: bool) -> Iterator[str]:
                     continue
                 last[heartbeat.statement.host_id] = heartbeat
                 text, known = words(heartbeat), facts(heartbeat)
-        if as_json:
-            yield json.dumps({"at_s": at_s, "interface": frame.interface, **known})
-        else:
-            yield f"{at_s:10.6f} s  {frame.interface:<10} {text}"
+        yield _line(at_s, frame.interface, text, known, as_json)
+
+
+def _line(at_s: float, interface: str, text: str, known: dict[str, Any], as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"at_s": at_s, "interface": interface, **known})
+    return f"{at_s:10.6f} s  {interface:<10} {text}"

@@ -26,6 +26,8 @@ COMPANIONS = {
 REASONS = {
     "owner": "this host owns the bucket and takes the connection",
     "not-mine": "this host sees the packet too, and leaves it to the owner",
+    "affinity": "extended affinity: this host remembers the client and keeps it",
+    "exception": "extended affinity: another host remembers the client and keeps it",
     "draining": "this host takes no new connections: it is draining",
     "no-lease": "this host would own the bucket, but nobody has heard it lately",
     "disabled": "the rule takes no traffic here",

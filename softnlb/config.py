@@ -194,6 +194,8 @@ def _shared_of_rule(rule: PortRule) -> dict[str, object]:
     }
     if rule.filtering_mode == FilteringMode.MULTIPLE_HOSTS:  # elsewhere affinity means nothing
         shared["affinity"] = int(rule.affinity)
+    if rule.remembers_clients:
+        shared["timeout"] = rule.timeout_min
     return shared
 
 

@@ -241,7 +241,10 @@ def _config(
             cluster["cluster_mac"], cluster["mask_source_mac"], cluster["arp_for_vip"]
         ),
         health_probes=tuple(health_probes(rules, addresses[0].ip)),
-        warnings=tuple(_warnings(addresses[0], host["dedicated_ip_address"], cluster)),
+        warnings=(
+            *_warnings(addresses[0], host["dedicated_ip_address"], cluster),
+            *_timeouts_in_vain(rules),
+        ),
     )
 
 
@@ -259,7 +262,17 @@ def _port_rule(rule: Values) -> PortRule:
         PROTOCOLS[rule["protocol"]],
         FILTERING_MODES[rule["filtering_mode"]],
         AFFINITIES[rule["affinity"]],
+        rule["timeout"],
     )
+
+
+def _timeouts_in_vain(rules: list[Values]) -> Iterator[str]:
+    for number, rule in enumerate(rules, 1):
+        if rule["timeout"] and not _port_rule(rule).remembers_clients:
+            yield (
+                f"The timeout of port rule {number} means nothing, as in NLB: extended affinity"
+                " takes multiple hosts and affinity single or network."
+            )
 
 
 def _warnings(

@@ -21,7 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
-from convergence.rules import PORT_RULES_MAX, IPAddress
+from convergence.rules import PORT_RULES_MAX, TIMEOUT_MIN_MAX, IPAddress
 from modes.mac import parse_mac
 from modes.plan import InterfaceAddress as IPInterface
 from softnlb.config import AttachChoice, DataPlaneChoice, InitialState
@@ -218,6 +218,12 @@ class PortRuleTable(BaseModel):
     )
     affinity: Literal["none", "single", "network"] = Field(
         default="single", description='"none", "single" or "network"'
+    )
+    timeout: int = Field(
+        default=0,
+        ge=0,
+        le=TIMEOUT_MIN_MAX,
+        description="minutes from 0 to 240 for which a silent client keeps its host",
     )
     load_weight: Weight | Literal["equal"] = Field(
         default="equal",

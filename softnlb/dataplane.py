@@ -1,8 +1,10 @@
 """The boundary to whatever drops and keeps packets: four calls, two implementations."""
 
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from softnlb.filter import FilterTable
+from softnlb.known_clients import Known
 
 
 class DataPlane(Protocol):
@@ -32,6 +34,24 @@ class DataPlane(Protocol):
 
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed table (boot-time clock, ms)."""
+
+    def clients(self) -> list[Known]:
+        """The clients that this host remembers."""
+
+    def forget(self, keys: Collection[bytes]) -> None:
+        """Remember these clients no more: when this returns, none of them is accepted as known."""
+
+    def heard(self, clients: Collection[Known], now_ms: int) -> None:
+        """These clients were heard now, as far as they are remembered."""
+
+    def leave_to_others(self, added: Mapping[bytes, int], removed: Collection[bytes]) -> None:
+        """The clients that other hosts keep, with their host ids; in force when this returns.
+
+        Raises SoftnlbError when there is no room for them.
+        """
+
+    def not_remembered(self) -> int:
+        """Clients for whom there was no room since ``attach``."""
 
     def counters(self) -> dict[str, int]:
         """Packets per reason since ``attach``."""

@@ -3,13 +3,15 @@
 import fcntl
 import socket
 import struct
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from softnlb import ebpf_attach, netlink
+from softnlb import ebpf_attach, ebpf_clients, netlink
 from softnlb.ebpf_attach import TC_PROGRAM, XDP_PROGRAM, Attachment
 from softnlb.ebpf_program import Program, wait_for_running_programs
 from softnlb.errors import DataPlaneUnavailable, SoftnlbError
 from softnlb.filter import FilterTable
+from softnlb.known_clients import Known
 from softnlb.nfqueue_rules import translates_destinations
 
 _GROUP_TC = 4
@@ -82,6 +84,31 @@ class EbpfPlane:
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed table (boot-time clock, ms)."""
         self._attached().program.renew(valid_until_ms)
+
+    def clients(self) -> list[Known]:
+        """The clients that this host remembers."""
+        return list(ebpf_clients.read(self._attached().program.clients))
+
+    def forget(self, keys: Collection[bytes]) -> None:
+        """Remember these clients no more: when this returns, none of them is accepted as known."""
+        ebpf_clients.delete(self._attached().program.clients, list(keys))
+        wait_for_running_programs()
+
+    def heard(self, clients: Collection[Known], now_ms: int) -> None:
+        """These clients were heard now, as far as they are remembered."""
+        ebpf_clients.heard(self._attached().program.clients, list(clients), now_ms)
+
+    def leave_to_others(self, added: Mapping[bytes, int], removed: Collection[bytes]) -> None:
+        """The clients that other hosts keep; in force when this returns."""
+        exceptions = self._attached().program.exceptions
+        ebpf_clients.put(exceptions, added)
+        if added:
+            wait_for_running_programs()
+        ebpf_clients.delete(exceptions, list(removed))
+
+    def not_remembered(self) -> int:
+        """Clients for whom there was no room since attach."""
+        return self._attached().program.not_remembered
 
     def counters(self) -> dict[str, int]:
         """Packets per reason since attach."""

@@ -21,7 +21,8 @@ _GRACE_S = 0.02
 
 
 class Program:
-    """Loaded, attached to nothing.  ``descriptor`` and ``identity`` are the kernel's."""
+    """Loaded, attached to nothing.  ``descriptor`` and ``identity`` are the kernel's;
+    ``clients`` and ``exceptions`` are the descriptors of its maps."""
 
     def __init__(self, name: str) -> None:
         """Raises LoadError, or DataPlaneUnavailable without libbpf."""
@@ -36,6 +37,7 @@ class Program:
                 os.close(variables)
             self._state = State.from_buffer(memory)
             self._counters = loaded.map("packets")
+            self.clients, self.exceptions = loaded.map("clients"), loaded.map("exceptions")
             self.descriptor = loaded.program(name)
         finally:
             loaded.close()
@@ -75,6 +77,11 @@ class Program:
             rows.append({str(r): n for r, n in zip(REASONS, sums, strict=True) if n})
         return rows
 
+    @property
+    def not_remembered(self) -> int:
+        """Clients for whom there was no room."""
+        return int(self._state.not_remembered)
+
     def up_to_date(self) -> bool:
         """False when connection tracking has come since: the program was loaded without it."""
         return self._with_conntrack or not _CONNTRACK.exists()
@@ -82,7 +89,8 @@ class Program:
     def close(self) -> None:
         """Where it is attached it stays."""
         os.close(self.descriptor)
-        os.close(self._counters)
+        for descriptor in (self._counters, self.clients, self.exceptions):
+            os.close(descriptor)
 
 
 def wait_for_running_programs() -> None:

@@ -27,9 +27,12 @@ class Rule(ctypes.Structure):
     _fields_ = (
         ("current", ctypes.c_uint64),
         ("orphan", ctypes.c_uint64),
+        ("claimed", ctypes.c_uint64),
         ("affinity", ctypes.c_uint8),
         ("disabled", ctypes.c_uint8),
-        ("unused", ctypes.c_uint8 * 6),
+        ("remembers", ctypes.c_uint8),
+        ("special", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 4),
     )
 
 
@@ -76,6 +79,7 @@ class State(ctypes.Structure):
     _fields_ = (
         ("active", ctypes.c_uint32),
         ("translates", ctypes.c_uint32),
+        ("not_remembered", ctypes.c_uint64),
         ("tables", Table * 2),
     )
 
@@ -184,5 +188,8 @@ def write(table: FilterTable, interface_mac: bytes, into: Table) -> None:
         row = into.rules[slot]
         row.current = rule.current
         row.orphan = rule.orphan
+        row.claimed = rule.claimed
         row.affinity = rule.rule.affinity
         row.disabled = rule.rule.filtering_mode == FilteringMode.DISABLED or not rule.enabled
+        row.remembers = rule.rule.remembers_clients
+        row.special = row.disabled or row.remembers

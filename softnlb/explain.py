@@ -24,6 +24,7 @@ from softnlb.filter import (
     hash_of,
     match_rule,
 )
+from softnlb.known_clients import NO_CLIENTS, Clients
 from softnlb.packet import Flow, flow_from_text
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def rule_text(rule: PortRule) -> str:
     text = f"{text} {_MODES[rule.filtering_mode]}"
     if rule.filtering_mode == FilteringMode.MULTIPLE_HOSTS:
         text += f", affinity {rule.affinity.name.lower()}"
+    if rule.remembers_clients:
+        text += f" for {rule.timeout_min} min"
     return text
 
 
@@ -68,11 +71,18 @@ def rule_fields(rule: PortRule) -> dict[str, str | int]:
         "protocol": _PROTOCOLS[rule.protocol],
         "filtering_mode": _MODES[rule.filtering_mode].partition(" ")[0],
         "affinity": rule.affinity.name.lower(),
+        "timeout": rule.timeout_min,
     }
 
 
 def explain_flow(
-    table: FilterTable, client: str, server: str, protocol: str, owner_of: OwnerOf, now_ms: Clock
+    table: FilterTable,
+    client: str,
+    server: str,
+    protocol: str,
+    owner_of: OwnerOf,
+    now_ms: Clock,
+    clients: Clients = NO_CLIENTS,
 ) -> Explanation:
     """What a host with this table would do with the packet that opens the flow (a TCP SYN).
 
@@ -80,7 +90,7 @@ def explain_flow(
     ``packet.PROTOCOLS``.  Raises UsageError when they are not.
     """
     flow = flow_from_text(client, server, protocol, table.interface)
-    decision = decide(table, flow, NoSockets(), now_ms)
+    decision = decide(table, flow, NoSockets(), now_ms, clients)
     return _explanation(table, flow, decision, owner_of)
 
 

@@ -16,6 +16,7 @@ from convergence.rules import (
     Protocol,
 )
 from modes.mac import w_x_y_z
+from softnlb.known_clients import NO_CLIENTS, Clients
 from softnlb.packet import (
     ACK,
     AH,
@@ -69,10 +70,13 @@ class Reason(StrEnum):
     NO_SOCKET = "no-socket"
     TAGGED = "tagged"
     NOT_CLUSTER = "not-cluster"
+    AFFINITY = "affinity"
+    EXCEPTION = "exception"
 
 
 KEPT = (
     Reason.OWNER,
+    Reason.AFFINITY,
     Reason.SECOND_CHANCE,
     Reason.CONNTRACK,
     Reason.SYN_COOKIE,
@@ -83,12 +87,17 @@ KEPT = (
 
 @dataclass(frozen=True, slots=True)
 class FilterRule:
-    """A slot as the filter sees it: the rule and this host's buckets in it."""
+    """A slot as the filter sees it: the rule and this host's buckets in it.
+
+    ``claimed``: other hosts' buckets in which this one goes on accepting the clients that it
+    remembers, for rules with extended affinity.
+    """
 
     rule: PortRule
     current: int = 0
     orphan: int = 0
     enabled: bool = True
+    claimed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +261,13 @@ def default_hash_seed(primary: IPAddress) -> int:
 # ---------------------------------------------------------------- the decision
 
 
-def decide(table: FilterTable, flow: Flow, sockets: Sockets, now_ms: Clock) -> Decision:
+def decide(
+    table: FilterTable,
+    flow: Flow,
+    sockets: Sockets,
+    now_ms: Clock,
+    clients: Clients = NO_CLIENTS,
+) -> Decision:
     """Whether this host keeps the packet, and why: steps 0 to 11 of the decision, in order.
 
     An address resolution packet is a flow whose protocol is ``ARP``, its destination the address
@@ -305,7 +320,10 @@ def decide(table: FilterTable, flow: Flow, sockets: Sockets, now_ms: Clock) -> D
     elif protocol == UDP and sockets.udp_connected(flow):
         verdict, reason = Verdict.KEEP, Reason.SECOND_CHANCE
     if verdict is None or reason is None:
-        verdict, reason = _owner(table, rule, bucket, now_ms)
+        if rule.rule.remembers_clients:
+            verdict, reason = _by_affinity(table, slot, key, bucket, now_ms, clients)
+        else:
+            verdict, reason = _owner(table, rule, bucket, now_ms)
     return Decision(verdict, reason, slot, key, hashed, bucket)
 
 
@@ -335,6 +353,25 @@ def _owner(
     if now_ms() >= table.valid_until_ms:
         return Verdict.DROP, Reason.NO_LEASE
     return Verdict.KEEP, Reason.OWNER
+
+
+def _by_affinity(
+    table: FilterTable, slot: int, key: bytes, bucket: int, now_ms: Clock, clients: Clients
+) -> tuple[Verdict, Reason]:
+    """Step OWNER under extended affinity: who remembers the client comes before who owns it."""
+    rule = table.rules[slot]
+    mine = rule.current >> bucket & 1
+    if not mine and not rule.claimed >> bucket & 1:
+        return Verdict.DROP, Reason.NOT_MINE
+    if clients.is_excepted(slot, key):
+        return Verdict.DROP, Reason.EXCEPTION
+    if (mine and not table.draining) or not clients.recall(slot, key):
+        verdict, reason = _owner(table, rule, bucket, now_ms)
+        if verdict is Verdict.KEEP:
+            clients.remember(slot, key, bucket)
+        return verdict, reason
+    late = now_ms() >= table.valid_until_ms
+    return (Verdict.DROP, Reason.NO_LEASE) if late else (Verdict.KEEP, Reason.AFFINITY)
 
 
 def _without_opening(

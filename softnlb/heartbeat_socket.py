@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from convergence.change_frame import CHANGE_SIGNATURE
+from convergence.clients import SIGNATURE_BYTES as LIST_SIGNATURE
 from convergence.heartbeat import CLUSTER_IP_OFFSET, ETHERTYPE, FRAME_BYTES, SIGNATURE
 
 RECEIVE_BUFFER_BYTES = 8 << 20
@@ -112,12 +113,13 @@ def _cluster_filter(address: IPv4Address) -> list[tuple[int, int, int, int]]:
     everything = 0xFFFF_FFFF
     return [
         (load_byte_at, 0, 0, packet_type),
-        (if_equal, 8, 0, other_host),
+        (if_equal, 9, 0, other_host),
         (load_length, 0, 0, 0),
-        (if_equal, 0, 6, FRAME_BYTES),
+        (if_equal, 0, 7, FRAME_BYTES),
         (load_word_at, 0, 0, 0),
-        (if_equal, 1, 0, int.from_bytes(SIGNATURE.to_bytes(4, "little"))),
-        (if_equal, 0, 3, int.from_bytes(CHANGE_SIGNATURE)),
+        (if_equal, 2, 0, int.from_bytes(SIGNATURE.to_bytes(4, "little"))),
+        (if_equal, 1, 0, int.from_bytes(CHANGE_SIGNATURE)),
+        (if_equal, 0, 3, int.from_bytes(LIST_SIGNATURE)),
         (load_word_at, 0, 0, CLUSTER_IP_OFFSET),
         (if_equal, 0, 1, int(address)),
         (give, 0, 0, everything),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from convergence import clients
 from convergence.heartbeat import (
     AGE_NONE,
     DRAINING,
@@ -73,6 +74,25 @@ def facts(heartbeat: Heartbeat) -> dict[str, Any]:
         ],
         "key_id": heartbeat.key_id,
     }
+
+
+def list_facts(payload: bytes) -> dict[str, Any]:
+    """A frame of a client list.  Raises HeartbeatError."""
+    frame = clients.decode(payload)
+    return {
+        "host_id": frame.head.host_id,
+        "client_list": frame.head.serial,
+        "generation": frame.head.generation,
+        "frame": frame.number + 1,
+        "frames": frame.frames,
+        "clients": len(frame.keys),
+    }
+
+
+def list_words(known: dict[str, Any]) -> str:
+    """The same as a line."""
+    text = f"client list {known['client_list']} of host {known['host_id']}"
+    return f"{text}, frame {known['frame']} of {known['frames']}: {known['clients']} clients"
 
 
 def words(heartbeat: Heartbeat) -> str:

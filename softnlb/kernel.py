@@ -1,6 +1,7 @@
 """Kernel parameters below /proc/sys, and the kernel's refusals as sentences for the operator."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,3 +38,8 @@ def one_sentence() -> Iterator[None]:
         ) from error
     except OSError as error:
         raise MachineError(f"the kernel refuses to change the network: {error}") from error
+
+
+def boot_ms() -> int:
+    """The boot-time clock in whole milliseconds; it goes on while the machine is suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

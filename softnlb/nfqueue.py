@@ -4,11 +4,13 @@ import importlib.util
 import json
 import os
 import subprocess
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from softnlb import netlink, nfqueue_rules, nft
 from softnlb.errors import DataPlaneUnavailable, MachineError, SoftnlbError
 from softnlb.filter import FilterTable
+from softnlb.known_clients import Known
 from softnlb.verdicts import NOTHING, SharedTable, VerdictProcess
 
 _EARLY_DEMUX = ("/proc/sys/net/ipv4/ip_early_demux", "/proc/sys/net/ipv4/tcp_early_demux")
@@ -25,6 +27,12 @@ class _Attached:
     forwards: bool
     rules: nft.Snapshot = ()
     elements: str = ""
+
+    def end_old_verdicts(self) -> None:
+        """When this returns, no verdict that began before is still to come."""
+        if not self.shared.wait_for_old_verdicts():
+            # Stopped in the middle of a verdict: it may wake when the bucket is another host's.
+            self.process.kill()
 
     def snapshot(self) -> nft.Snapshot:
         name = nfqueue_rules.table_name(self.interface)
@@ -64,13 +72,38 @@ class NfqueuePlane:
             nft.apply(elements)
             present.elements = elements
         present.shared.write(table)
-        if not present.shared.wait_for_old_verdicts():
-            # Stopped in the middle of a verdict: it may wake when the bucket is another host's.
-            present.process.kill()
+        present.end_old_verdicts()
 
     def renew(self, valid_until_ms: int) -> None:
         """Extend the lease of the installed table (boot-time clock, ms)."""
         self._attached().shared.renew(valid_until_ms)
+
+    def clients(self) -> list[Known]:
+        """The clients that this host remembers."""
+        return self._attached().shared.clients.known()
+
+    def forget(self, keys: Collection[bytes]) -> None:
+        """Remember these clients no more: when this returns, none of them is accepted as known."""
+        present = self._attached()
+        # A verdict under way may have noted meanwhile that the client was heard.
+        while present.shared.clients.forget(keys):
+            present.end_old_verdicts()
+
+    def heard(self, clients: Collection[Known], now_ms: int) -> None:
+        """These clients were heard now, as far as they are remembered."""
+        self._attached().shared.clients.heard(clients, now_ms)
+
+    def leave_to_others(self, added: Mapping[bytes, int], removed: Collection[bytes]) -> None:
+        """The clients that other hosts keep; in force when this returns."""
+        present = self._attached()
+        present.shared.clients.put(added)
+        if added:
+            present.end_old_verdicts()
+        present.shared.clients.take_back(removed)
+
+    def not_remembered(self) -> int:
+        """Clients for whom there was no room since attach."""
+        return self._attached().shared.clients.not_remembered
 
     def counters(self) -> dict[str, int]:
         """Packets per reason since attach, the kernel's own decisions included."""

@@ -47,6 +47,8 @@ def _rule(config: ClusterConfig, slot: int, rule: PortRule) -> list[str]:
     where = f" -IP {rule.cluster_ip_address}" if rule.cluster_ip_address else ""
     multiple = rule.filtering_mode is FilteringMode.MULTIPLE_HOSTS
     affinity = f" -Affinity {rule.affinity.name}" if multiple else ""
+    if rule.remembers_clients:
+        affinity += f" -Timeout {rule.timeout_min}"
     lines = [
         f"Add-NlbClusterPortRule -InterfaceName $interface{where}"
         f" -StartPort {rule.start_port} -EndPort {rule.end_port}"

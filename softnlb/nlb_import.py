@@ -135,7 +135,8 @@ def _display_rule(found: Imported, words: list[str]) -> Values | None:
     elif MODES.get(mode.lower()) == "multiple":
         for word in rest:
             known = word.lower() in AFFINITIES and not word.isdecimal()
-            rule["Affinity" if known else "LoadWeight"] = word
+            number = "Timeout" if "Affinity" in rule else "LoadWeight"
+            rule["Affinity" if known else number] = word
     return _rule(found, rule)
 
 
@@ -300,8 +301,8 @@ def _rule(found: Imported, one: Values) -> Values | None:
             found.lack(name, value, f"{property_name} of a rule that is left out")
             return None
         rule[key] = word
-    if str(one.get("Timeout") or "0") != "0":
-        found.lack(f"{name}, Timeout", one["Timeout"], "extended affinity has no equal")
+    if str(one.get("Timeout") or "0") != "0" and rule.get("affinity") in ("single", "network"):
+        rule["timeout"] = _number(found, f"{name}, Timeout", one["Timeout"])
     weight, priority = one.get("LoadWeight"), one.get("HandlingPriority")
     if rule.get("filtering_mode") == "multiple" and weight is not None:
         equal = str(weight).lower() in EQUAL or _on(str(one.get("EqualLoad", "")))

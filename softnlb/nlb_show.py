@@ -134,7 +134,7 @@ def display(result: Result) -> None:
     rules = [rule for rule in result["rules"] if "start_port" in rule]  # the default rule has none
     _lines([("NumberOfRules", len(rules))])
     _table(
-        ("VIP", "Start", "End", "Prot", "Mode", "Pri", "Load", "Affinity"),
+        ("VIP", "Start", "End", "Prot", "Mode", "Pri", "Load", "Affinity", "Timeout"),
         (_rule(rule) for rule in rules),
     )
     print("\n=== Event messages ===")
@@ -208,6 +208,7 @@ def _rule(rule: Result) -> list[object]:
         rule["handling_priority"] if mode == "single" else "",
         load if multiple else "",
         rule["affinity"].capitalize() if multiple else "",
+        rule["timeout"] if multiple else "",
     ]
 
 

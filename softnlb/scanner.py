@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from softnlb.filter import FilterTable
-from softnlb.sockdiag import count_connections, idle_maps, syn_cookies_sent
+from softnlb.sockdiag import connected, count_connections, syn_cookies_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Scan:
     idle: tuple[int, ...]
     syn_cookie_ms: int | None
     connections: int | None
+    clients: frozenset[bytes] | None = None
+    """Those with a connection that extended affinity remembers; None: nobody could tell."""
 
 
 class Scanner:
@@ -77,4 +79,5 @@ class Scanner:
         if cookies != self._cookies:
             self._cookies, self._cookie_ms = cookies, now_ms
         connections = count_connections(table.cluster_ip_addresses)[0] if count else None
-        return Scan(now_ms, idle_maps(table), self._cookie_ms, connections)
+        idle, clients = connected(table)
+        return Scan(now_ms, idle, self._cookie_ms, connections, clients)

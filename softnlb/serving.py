@@ -5,6 +5,7 @@ reaches a stack whose filter is missing.
 """
 
 import socket
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -31,19 +32,21 @@ class Serving:
     def __init__(self, config: ClusterConfig, plane: DataPlane, directory: Path) -> None:
         self.plan = link_plan(config, plane.sets_packet_type)
         self._config = config
-        self._plane = plane
+        self.plane = plane
         self._link = Link(self.plan, directory / RECORD)
         self.table = table_of(config, None)
         self._installed: tuple[MapsChanged, tuple[str, ...]] | None = None
         self.heartbeats: HeartbeatSocket | None = None
         self.neighbours: NeighbourSocket | None = None
+        self.exceptions: dict[bytes, int] = {}
+        """Clients that other hosts keep: slot and key, and the host's id."""
 
     def start(self) -> None:
         """Build everything, the cluster IP addresses last; on failure nothing is left behind."""
         try:
             self._link.apply()
-            self._plane.attach(self._config.interface)
-            self._plane.install(self.table)
+            self.plane.attach(self._config.interface)
+            self.plane.install(self.table)
             with one_sentence():
                 self.heartbeats = HeartbeatSocket(
                     self._config.interface,
@@ -73,14 +76,20 @@ class Serving:
         if self.heartbeats is not None:
             self.heartbeats.close()
             self.heartbeats = None
-        self._plane.detach()
+        self.plane.detach()
         self._link.restore()
 
     def install(self, maps: MapsChanged, rule_states: tuple[str, ...]) -> None:
         """Obey the machine's maps from now on; a disabled rule drops its connections too."""
         self._installed = maps, rule_states
         self.table = table_of(self._config, maps, rule_states)
-        self._plane.install(self.table)
+        self.plane.install(self.table)
+
+    def leave_to_others(self, added: Mapping[bytes, int], removed: Iterable[bytes]) -> None:
+        """The clients that other hosts keep, with their host ids."""
+        taken_back = [key for key in removed if self.exceptions.pop(key, None) is not None]
+        self.exceptions.update(added)
+        self.plane.leave_to_others(added, taken_back)
 
     def reconfigure(self, config: ClusterConfig) -> None:
         """Other rules, ICMP filter, seed or remote control from the next ``install`` on."""
@@ -96,7 +105,7 @@ class Serving:
         if self._installed is not None:
             maps, rule_states = self._installed
             self._installed = replace(maps, valid_until_ms=valid_until_ms), rule_states
-        self._plane.renew(valid_until_ms)
+        self.plane.renew(valid_until_ms)
 
     def announce(self) -> None:
         """Teach all neighbours the cluster MAC, after a take-over or a contested period.
@@ -116,22 +125,23 @@ class Serving:
 
     def plane_fileno(self) -> int | None:
         """A descriptor that becomes readable when the data plane's own process ends."""
-        return self._plane.fileno()
+        return self.plane.fileno()
 
     def intact(self) -> bool:
         """False when somebody removed a piece of the link or of the plane."""
-        return self._link.intact() and self._plane.intact()
+        return self._link.intact() and self.plane.intact()
 
     def repair(self) -> None:
         """Withdraw the cluster IP addresses at once, then put every piece back."""
         self._link.withdraw_cluster_ip_addresses()
-        whole = self._plane.intact()
+        whole = self.plane.intact()
         if not whole:
-            self._plane.detach()
+            self.plane.detach()
         self._link.repair()
         if not whole:
-            self._plane.attach(self._config.interface)
-            self._plane.install(self.table)
+            self.plane.attach(self._config.interface)
+            self.plane.leave_to_others(self.exceptions, ())
+            self.plane.install(self.table)
         self._link.add_cluster_ip_addresses()
         self._link.announce()
 
@@ -142,11 +152,11 @@ class Serving:
 
     def counters(self) -> dict[str, int]:
         """Packets per reason."""
-        return self._plane.counters()
+        return self.plane.counters()
 
     def slot_counters(self, slot: int) -> dict[str, int]:
         """Packets per reason that met the rule of this slot."""
-        return self._plane.slot_counters(slot)
+        return self.plane.slot_counters(slot)
 
 
 def link_plan(config: ClusterConfig, plane_sets_packet_type: bool = False) -> LinkPlan:
@@ -170,6 +180,7 @@ def table_of(
     none = (0,) * len(slots)
     current = maps.current if maps else none
     orphan = maps.orphan if maps else none
+    claimed = (maps.claimed if maps else ()) or none
     addresses = tuple(interface.ip for interface in config.cluster_ip_addresses)
     return FilterTable(
         interface=config.interface,
@@ -178,7 +189,7 @@ def table_of(
         local_ip_addresses=(*addresses, *config.dedicated_ip_addresses),
         hash_seed=config.hash_seed,
         rules=tuple(
-            FilterRule(rule, current[slot], orphan[slot], states[slot] != "disabled")
+            FilterRule(rule, current[slot], orphan[slot], states[slot] != "disabled", claimed[slot])
             for slot, rule in enumerate(slots)
         ),
         valid_until_ms=maps.valid_until_ms if maps else 0,

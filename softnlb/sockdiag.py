@@ -195,9 +195,11 @@ def count_connections(cluster_ip_addresses: Collection[IPAddress]) -> tuple[int,
     return len(sockets) + others, longest_ms / 1000
 
 
-def idle_maps(table: FilterTable) -> tuple[int, ...]:
-    """Per slot the map of buckets in which no TCP connection to a cluster IP address lives."""
+def connected(table: FilterTable) -> tuple[tuple[int, ...], frozenset[bytes]]:
+    """Per slot the map of buckets in which no TCP connection to a cluster IP address lives; and
+    the clients, slot and key, that have one and that extended affinity remembers."""
     idle = [ALL_BUCKETS] * len(table.rules)
+    clients: set[bytes] = set()
     addresses = table.cluster_ip_addresses
     live: list[TcpSocket | Forwarded] = list(scan(addresses))
     live += [found for found in forwarded(addresses) if found.state in _ALIVE]
@@ -207,9 +209,12 @@ def idle_maps(table: FilterTable) -> tuple[int, ...]:
         slot = slots.get(server)
         if slot is None:
             slot = slots[server] = match_rule(table, found.local, TCP, found.local_port)
-        key = hash_key(table.rules[slot].rule.affinity, found.remote, found.remote_port)
+        rule = table.rules[slot].rule
+        key = hash_key(rule.affinity, found.remote, found.remote_port)
         idle[slot] &= ~(1 << hash_of(key, table.hash_seed) % BUCKETS)
-    return tuple(idle)
+        if rule.remembers_clients:
+            clients.add(bytes((slot,)) + key)
+    return tuple(idle), frozenset(clients)
 
 
 def syn_cookies_sent() -> int:

@@ -10,6 +10,16 @@ DRAIN_SCAN_MS = 200
 """Between two scans: an operator watches a drain, nobody waits for an idle map."""
 
 
+SWEEP_MS = 10_000
+"""Between two looks at who has a connection, where extended affinity forgets the silent; its
+shortest time-out is a minute."""
+
+
+def remembers_clients(table: FilterTable) -> bool:
+    """Some rule has extended affinity."""
+    return any(rule.rule.remembers_clients for rule in table.rules)
+
+
 class SocketWatch:
     """The scanner and its timetable; ``fileno`` becomes readable when a scan has ended."""
 
@@ -17,6 +27,9 @@ class SocketWatch:
         self._scanner = Scanner()
         self._last: Scan | None = None
         self._next_scan_ms = 0
+        self._table: FilterTable | None = None
+        self._sweeps = False
+        self._began_ms = 0
         self._drain_began_ms: int | None = None
         self._drain_deadline_ms: int | None = None
 
@@ -35,6 +48,9 @@ class SocketWatch:
         """When ``advance`` has something to do at the latest; None: there is nothing to look at."""
         if machine.host_state != HostState.DRAINING:
             due_ms = machine.scan_due_ms()
+            if self._sweeps:
+                again_ms = self._began_ms + SWEEP_MS
+                due_ms = again_ms if due_ms is None else min(due_ms, again_ms)
             return None if due_ms is None else max(due_ms, self._next_scan_ms)
         if self._drain_deadline_ms is None:
             return self._next_scan_ms
@@ -42,11 +58,14 @@ class SocketWatch:
 
     def advance(self, machine: Machine, table: FilterTable, now_ms: int) -> None:
         """Begin the scan that is due."""
+        if table is not self._table:
+            self._table, self._sweeps = table, remembers_clients(table)
         due_ms = self.next_deadline_ms(machine)
         if due_ms is None or now_ms < due_ms:
             return
         draining = machine.host_state == HostState.DRAINING
         self._next_scan_ms = now_ms + (DRAIN_SCAN_MS if draining else SCAN_MS)
+        self._began_ms = now_ms
         self._scanner.want(table, now_ms, count=draining)
 
     def begin_drain(self, now_ms: int, timeout_s: float | None) -> None:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from convergence.rules import SLOTS_MAX
+from softnlb.client_memory import ClientMemory
 from softnlb.errors import DataPlaneUnavailable, SoftnlbError
 from softnlb.filter import Clock, FilterTable, Reason, Sockets, Verdict, decide
 from softnlb.packet import Flow, parse
@@ -64,6 +65,7 @@ class SharedTable:
     """Two slots for tables, an index, a lease and counters, in memory that a fork shares."""
 
     def __init__(self) -> None:
+        self.clients = ClientMemory()
         self._memory = mmap.mmap(-1, _SLOT_AT + 2 * _SLOT_BYTES)
         self.words = memoryview(self._memory).cast("Q")
 
@@ -122,6 +124,7 @@ class SharedTable:
     def close(self) -> None:
         self.words.release()
         self._memory.close()
+        self.clients.close()
 
 
 class SynAcks:
@@ -168,7 +171,7 @@ def verdict_callback(
     clock: Clock = now_ms,
 ) -> Callable[[Any], None]:
     """What runs for every queued packet.  Reads the shared table again only when it changed."""
-    words = shared.words
+    words, clients = shared.words, shared.clients
     width = len(_REASONS)
     stamp: tuple[int, int] = (-1, -1)
     table = NOTHING
@@ -185,7 +188,7 @@ def verdict_callback(
             fresh = table if present[0] == stamp[0] else shared.read(present[0])
             if fresh is not None:
                 table, stamp = replace(fresh, valid_until_ms=present[1]), present
-        decision = decide(table, flow, sockets, clock)
+        decision = decide(table, flow, sockets, clock, clients)
         row = 0 if decision.slot is None else decision.slot + 1
         words[_COUNTERS + row * width + _ROW[decision.reason]] += 1
         if decision.verdict is Verdict.DROP:

@@ -49,6 +49,7 @@ class Case:
     reason: str
     table: str = ""
     sockets: str = "none"
+    clients: str = "none"
     bucket: int | None = None
     planes: tuple[str, ...] = ("decide", "tc", "xdp")
     live: bool = False
@@ -284,6 +285,7 @@ def table_of(text: str, valid_until_ms: int) -> FilterTable:
     rules = [_rule(value) for name, value in words if name == "rule"]
     rules = rules or [PortRule(None, 80, 80)]
     current, orphan = buckets(given.get("mine", "all")), buckets(given.get("orphan", "none"))
+    claimed = buckets(given.get("claimed", "none"))
     disabled = {int(value) for name, value in words if name == "disabled"}
     addresses = (ip_address(VIP), ip_address(SECOND_VIP), ip_address(VIP6))
     return FilterTable(
@@ -293,7 +295,7 @@ def table_of(text: str, valid_until_ms: int) -> FilterTable:
         local_ip_addresses=(ip_address(HOST), *addresses),
         hash_seed=int(given.get("seed", default_hash_seed(addresses[0]))),
         rules=tuple(
-            FilterRule(rule, current, orphan, slot not in disabled)
+            FilterRule(rule, current, orphan, slot not in disabled, claimed)
             for slot, rule in enumerate((*rules, DEFAULT_RULE))
         ),
         valid_until_ms=0 if given.get("lease") == "over" else valid_until_ms,
@@ -317,7 +319,27 @@ def _rule(text: str) -> PortRule:
     start, _, end = words[0].partition("-")
     protocol = Protocol[words[1].upper()]
     affinity = Affinity[words[3].upper()] if len(words) > 3 else Affinity.SINGLE
-    return PortRule(address, int(start), int(end or start), protocol, MODES[words[2]], affinity)
+    timeout_min = int(words[4]) if len(words) > 4 else 0
+    ports = int(start), int(end or start)
+    return PortRule(address, *ports, protocol, MODES[words[2]], affinity, timeout_min)
+
+
+class FakeClients:
+    """The clients of a case, for ``decide``; ``remembered`` becomes whom it remembers anew."""
+
+    def __init__(self, clients: str) -> None:
+        self._known = clients in ("known", "known-excepted")
+        self._excepted = clients in ("excepted", "known-excepted")
+        self.remembered: tuple[int, bytes, int] | None = None
+
+    def is_excepted(self, slot: int, key: bytes) -> bool:
+        return self._excepted
+
+    def recall(self, slot: int, key: bytes) -> bool:
+        return self._known
+
+    def remember(self, slot: int, key: bytes, bucket: int) -> None:
+        self.remembered = slot, key, bucket
 
 
 class FakeSockets:

@@ -1,9 +1,10 @@
 """The programs of tc and XDP run on single frames, attached to nothing."""
 
-from softnlb import libbpf
+from softnlb import ebpf_clients, libbpf
 from softnlb.ebpf_attach import TC_PROGRAM, XDP_PROGRAM
 from softnlb.ebpf_program import Program
 from softnlb.filter import Decision, FilterTable, Reason, Verdict
+from softnlb.known_clients import Known
 from tests.packets import HOST_MAC
 
 _TC_DROP, _TC_ELSE = 2, -1
@@ -21,9 +22,23 @@ class Runner:
         self.program = Program(name)
         self._before = self.program.counters()
         self.frame = b""
+        self._excepted: dict[bytes, int] = {}
 
     def install(self, table: FilterTable) -> None:
         self.program.write(table, HOST_MAC)
+
+    def know(self, clients: str, key: bytes | None, bucket: int | None) -> None:
+        """The clients of a case; ``key``: slot and what is hashed of the packet's client."""
+        program = self.program
+        ebpf_clients.delete(program.clients, [one.key for one in self.known()])
+        ebpf_clients.delete(program.exceptions, list(self._excepted))
+        self._excepted = {key: 7} if key is not None and "excepted" in clients else {}
+        ebpf_clients.put(program.exceptions, self._excepted)
+        if key is not None and clients.startswith("known"):
+            ebpf_clients.heard(program.clients, [Known(key, bucket or 0, 0)], 1, add=True)
+
+    def known(self) -> list[Known]:
+        return list(ebpf_clients.read(self.program.clients))
 
     def takes(self, frame: bytes) -> bool:
         """False for frames on which the kernel runs no tc program for a test: cut IP headers."""

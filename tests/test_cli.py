@@ -387,7 +387,8 @@ def leaves(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ..
 def test_the_verbs_of_nlb_and_ours_are_all_there():
     names = {path[0] for path in leaves(cli)}
     nlb = "query display params ip2mac queryport start stop drainstop suspend resume enable disable"
-    ours = "drain reload events agent config decode explain plan doctor cleanup bench lab rule set"
+    ours = "drain reload affinity events agent config decode explain plan doctor cleanup bench lab"
+    ours += " rule set"
     assert names == set(f"{nlb} {ours}".split())
 
 

@@ -125,6 +125,22 @@ def test_every_key_arrives(write, tmp_path):
     assert config.handling_priorities == (1, 4, 1)
 
 
+def test_a_time_out_where_it_means_nothing_is_warned_of_and_not_shared(write):
+    plain = load(write(MINIMAL + "[[port_rule]]\n"))
+    sticky = load(write(MINIMAL + "[[port_rule]]\ntimeout = 240\n"))
+    assert sticky.port_rules[0].timeout_min == 240 and not sticky.warnings
+    assert sticky.digest != plain.digest
+    for vain in ('affinity = "none"', 'filtering_mode = "single"', 'filtering_mode = "disabled"'):
+        without = load(write(MINIMAL + f"[[port_rule]]\n{vain}\n"))
+        config = load(write(MINIMAL + f"[[port_rule]]\n{vain}\ntimeout = 20\n"))
+        (warning,) = config.warnings
+        assert "port rule 1 means nothing, as in NLB" in warning
+        assert config.digest == without.digest
+    for value in ("-1", "241", '"20"', "1.5"):
+        with pytest.raises(ConfigError, match=r"port_rule\[1\]\.timeout"):
+            load(write(MINIMAL + f"[[port_rule]]\ntimeout = {value}\n"))
+
+
 def test_the_child_brings_the_same_and_pydantic_stays_out(write, tmp_path):
     write_key(tmp_path / "cluster.key", KEYS)
     path = write(FULL)

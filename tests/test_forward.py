@@ -133,7 +133,7 @@ def test_forwarded_connections_count_and_keep_their_bucket_busy(bench: Bench) ->
 
     def busy() -> int:
         with inside(bench.host):
-            return ALL_BUCKETS ^ sockdiag.idle_maps(bench.table)[0]
+            return ALL_BUCKETS ^ sockdiag.connected(bench.table)[0][0]
 
     assert (counted(), busy()) == (0, 0)
     connection, accepted = bench.connection()

@@ -19,6 +19,7 @@ RULE = {
     "protocol": "tcp",
     "filtering_mode": "multiple",
     "affinity": "none",
+    "timeout": 0,
     "state": "enabled",
     "load_weight": 50,
     "handling_priority": 2,
@@ -238,7 +239,7 @@ def test_display_has_the_shape_of_nlb_exe(agents, capsys) -> None:
     assert values["NumberOfRules"] == "3"
     table = [line.split() for line in shown.splitlines() if " 80 " in line]
     assert table == [
-        ["All", "80", "80", "TCP", "Multiple", "Equal", "None"],
+        ["All", "80", "80", "TCP", "Multiple", "Equal", "None", "0"],
         ["10.1.0.101", "80", "80", "Both", "Single", "2"],
         ["All", "80", "80", "TCP", "Disabled"],
     ]

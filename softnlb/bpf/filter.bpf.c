@@ -11,6 +11,7 @@
  * packet type is this program's duty: without it a frame to the cluster MAC is of type OTHERHOST or
  * MULTICAST and the stack takes none, so that nothing is kept when somebody removes the program.
  */
+#include "affinity.h"
 #include "filter.h"
 #include "packet.h"
 #include "sockets.h"
@@ -73,6 +74,48 @@ static __always_inline void decide_owner(const struct table *table, const struct
 		conclude(d, DROP, NO_LEASE);
 	else
 		conclude(d, KEEP, OWNER);
+}
+
+/* Step OWNER under extended affinity: who remembers the client comes before who owns it. */
+static __noinline __u64 by_affinity(const struct table *table, __u32 slot, const struct packet *p)
+{
+	struct decision d = { .slot = slot };
+	struct client client = {};
+	const struct rule *rule;
+	struct known *known;
+	__u32 bucket, mine;
+	__u64 now_ns;
+
+	if (slot >= SLOTS_MAX)
+		return 0;
+	rule = &table->rules[slot];
+	bucket = bucket_of_client(table, rule, p);
+	mine = rule->current >> bucket & 1;
+	if (!mine && !(rule->claimed >> bucket & 1)) {
+		conclude(&d, DROP, NOT_MINE);
+		return pack(&d);
+	}
+	fill_client(&client, slot, rule, p);
+	if (bpf_map_lookup_elem(&exceptions, &client)) {
+		conclude(&d, DROP, EXCEPTION);
+		return pack(&d);
+	}
+	known = bpf_map_lookup_elem(&clients, &client);
+	now_ns = bpf_ktime_get_boot_ns();
+	if (!mine && !known) {
+		conclude(&d, DROP, NOT_MINE);
+	} else if (mine && table->draining && !known) {
+		conclude(&d, DROP, DRAINING);
+	} else if (now_ns >= *(volatile __u64 *)&table->valid_until_ns) {
+		conclude(&d, DROP, NO_LEASE);
+	} else if (mine && !table->draining) {
+		remember(&client, known, bucket, now_ns);
+		conclude(&d, KEEP, OWNER);
+	} else {
+		known->heard_ns = now_ns;
+		conclude(&d, KEEP, AFFINITY);
+	}
+	return pack(&d);
 }
 
 /* Steps 9b to 9d and 9f; 0 when the sockets of this host say nothing about the segment. */
@@ -151,6 +194,8 @@ static __always_inline __u64 ask_sockets(void *ctx, void *end, enum hook hook,
 		decide_segment(ctx, end, hook, table, &table->rules[slot], p, &d);
 	else if (udp_connected(ctx, p))
 		conclude(&d, KEEP, SECOND_CHANCE);
+	else if (table->rules[slot].remembers)
+		return by_affinity(table, slot, p);
 	else
 		decide_owner(table, &table->rules[slot], p, &d);
 	return pack(&d);
@@ -249,6 +294,8 @@ static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 		return conclude(d, DROP, DISABLED);
 	if (!opens(p) && (p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP))
 		return unpack(d, by_sockets(ctx, hook, table, slot, p));
+	if (rule->remembers)
+		return unpack(d, by_affinity(table, slot, p));
 	decide_owner(table, rule, p, d);
 }
 
@@ -323,8 +370,10 @@ static __noinline __u64 decide_any_xdp(struct xdp_md *ctx, const struct table *t
 	return pack(&d);
 }
 
-/* The slot of a plain packet where nothing stands in the way of its rule, else NO_SLOT. */
-static __always_inline __s32 slot_of_plain(const struct table *table, const struct packet *p)
+/* The slot of a plain packet where nothing stands in the way of its rule, else NO_SLOT.
+ * ``opening``: the owner of the bucket shall decide alone. */
+static __always_inline __s32 slot_of_plain(const struct table *table, const struct packet *p,
+					   int opening)
 {
 	const struct cluster_ip_address *ip = first_place(table, p);
 	__u32 slot;
@@ -332,7 +381,9 @@ static __always_inline __s32 slot_of_plain(const struct table *table, const stru
 	if (!ip->address || ip->address != p->destination || !table->started)
 		return NO_SLOT;
 	slot = slot_of(table, ip, p);
-	if (slot >= SLOTS_MAX || table->rules[slot].disabled)
+	if (slot >= SLOTS_MAX)
+		return NO_SLOT;
+	if (opening ? table->rules[slot].special : table->rules[slot].disabled)
 		return NO_SLOT;
 	return slot;
 }
@@ -355,7 +406,7 @@ static __always_inline int decide_plain(void *ctx, void *data, void *end, enum h
 	if (p.protocol == IPPROTO_UDP &&
 	    bpf_ntohs(p.destination_port) == table->remote_control_port)
 		return 0;
-	slot = slot_of_plain(table, &p);
+	slot = slot_of_plain(table, &p, 0);
 	if (slot == NO_SLOT || opens(&p))
 		return 0;
 	*decision = by_sockets(ctx, hook, table, slot, &p);
@@ -371,7 +422,7 @@ static __always_inline int decide_opening(void *data, void *end, const struct ta
 
 	if (!parse_plain_tcp(data, end, &p) || !opens(&p))
 		return 0;
-	d->slot = slot_of_plain(table, &p);
+	d->slot = slot_of_plain(table, &p, 1);
 	if (d->slot == NO_SLOT)
 		return 0;
 	decide_owner(table, &table->rules[d->slot], &p, d);

@@ -56,6 +56,8 @@ enum reason {
 	NO_SOCKET,
 	TAGGED,
 	NOT_CLUSTER,
+	AFFINITY,
+	EXCEPTION,
 	REASONS,
 };
 
@@ -68,9 +70,26 @@ enum affinity {
 struct rule {
 	__u64 current; /* bit b: bucket b is mine */
 	__u64 orphan;  /* bit b: nobody serves a connection in bucket b any more */
+	__u64 claimed; /* bit b: another's, but the clients that I remember there are mine */
 	__u8 affinity;
 	__u8 disabled;
-	__u8 unused[6];
+	__u8 remembers; /* extended affinity */
+	__u8 special;   /* one of the two, so that the owner of a bucket does not decide alone */
+	__u8 unused[4];
+};
+
+/* A client as the affinity of the rule in this slot sees it. */
+struct client {
+	__be32 address[4]; /* of IPv4 the first */
+	__u8 slot;
+	__u8 ipv6;
+	__u8 unused[2];
+};
+
+struct known {
+	__u64 heard_ns; /* boot-time clock */
+	__u32 bucket;
+	__u32 unused;
 };
 
 struct cluster_ip_address {
@@ -103,10 +122,15 @@ struct table {
 	__u8 page_slots[PORT_PAGES_MAX][256];
 };
 
+/* Clients that this host remembers, and that it leaves to others. */
+#define CLIENTS_MAX 32768
+#define EXCEPTIONS_MAX 65536
+
 /* A table is written while the other is obeyed; ``active`` then changes over in one store. */
 struct state {
 	__u32 active;
 	__u32 translates; /* whether this host translates addresses, so that conntrack is asked */
+	__u64 not_remembered; /* clients for whom there was no room */
 	struct table tables[2];
 };
 
@@ -115,9 +139,11 @@ struct counters {
 	__u64 packets[SLOTS_MAX + 1][REASONS];
 };
 
-_Static_assert(sizeof(struct rule) == 24, "rule");
+_Static_assert(sizeof(struct rule) == 32, "rule");
+_Static_assert(sizeof(struct client) == 20, "client");
+_Static_assert(sizeof(struct known) == 16, "known");
 _Static_assert(sizeof(struct cluster_ip_address) == 8, "cluster_ip_address");
 _Static_assert(sizeof(struct cluster_ipv6_address) == 24, "cluster_ipv6_address");
-_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 32 * 24 + 33 * 24 + 66 * 512 + 1216 * 256, "table");
+_Static_assert(sizeof(struct table) == 32 + 128 * 8 + 32 * 24 + 33 * 32 + 66 * 512 + 1216 * 256, "table");
 
 #endif
