@@ -23,6 +23,26 @@ def work(channel: Channel, traffic: Traffic) -> Result:
     return asyncio.run(Clients(channel, traffic).run())
 
 
+async def fetch_host_id(
+    connection: socket.socket, server: tuple[str, int], path: str, timeout_s: float
+) -> int | None:
+    """Connect, ask and return the host id.  Raises OSError, ValueError or TimeoutError."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout_s):
+        await loop.sock_connect(connection, server)
+        host = end_point(*server)
+        request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        await loop.sock_sendall(connection, request.encode())
+        answer = b""
+        while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer:
+            data = await loop.sock_recv(connection, ANSWER_MAX_BYTES)
+            if not data:
+                raise ConnectionError("closed before the answer")
+            answer += data
+    host_id: int | None = json.loads(answer.partition(b"\r\n\r\n")[2])["host_id"]
+    return host_id
+
+
 class Clients:
     """All clients of one node."""
 
@@ -94,21 +114,8 @@ class Clients:
         raise OSError(errno.EADDRINUSE, "no free port after several tries")
 
     async def _ask(self, connection: socket.socket, path: str) -> int | None:
-        """Connect, ask and return the host id.  Raises OSError or TimeoutError."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self.traffic.timeout_s):
-            await loop.sock_connect(connection, self.traffic.server)
-            host = end_point(*self.traffic.server)
-            request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
-            await loop.sock_sendall(connection, request.encode())
-            answer = b""
-            while not answer.endswith(b"\n") or b"\r\n\r\n" not in answer:
-                data = await loop.sock_recv(connection, ANSWER_MAX_BYTES)
-                if not data:
-                    raise ConnectionError("closed before the answer")
-                answer += data
-        host_id: int | None = json.loads(answer.partition(b"\r\n\r\n")[2])["host_id"]
-        return host_id
+        traffic = self.traffic
+        return await fetch_host_id(connection, traffic.server, path, traffic.timeout_s)
 
     async def _fetch(self) -> None:
         connection, client, port = self._socket()

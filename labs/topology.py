@@ -103,6 +103,8 @@ class LabSpec:
     switch: str = "dumb"
     affinity: str = "single"
     """Client affinity of the lab's one port rule, which covers every port."""
+    affinity_timeout_min: int = 0
+    """Of that rule; 0: no extended affinity."""
     ipv6: bool = False
     """Every address of the usual lab is IPv6, else IPv4."""
 
@@ -205,6 +207,7 @@ def usual_document(spec: LabSpec) -> Document:
                 "protocol": "both",
                 "filtering_mode": "multiple",
                 "affinity": spec.affinity,
+                "timeout": spec.affinity_timeout_min,
                 "load_weight": 50,
             }
         ],

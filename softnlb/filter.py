@@ -358,7 +358,7 @@ def _owner(
 def _by_affinity(
     table: FilterTable, slot: int, key: bytes, bucket: int, now_ms: Clock, clients: Clients
 ) -> tuple[Verdict, Reason]:
-    """Step OWNER under extended affinity: who remembers the client comes before who owns it."""
+    """Step OWNER, extended affinity: who remembers the client comes before who owns it."""
     rule = table.rules[slot]
     mine = rule.current >> bucket & 1
     if not mine and not rule.claimed >> bucket & 1:

@@ -17,6 +17,7 @@ from labs.experiment import (
 )
 from labs.load import Traffic
 from labs.runs import (
+    affinity,
     bulk,
     changes,
     connections,
@@ -246,6 +247,18 @@ def test_connections_to_containers_survive_moves_in_every_mode(mode):
     with running(f"ct-{mode}", hosts=3, mode=mode, switch=switch, affinity="none") as handle:
         result = containers.measure(handle, hold=20)
     assert containers.good(result), result
+
+
+def test_clients_keep_their_host_while_others_join_and_drain():
+    with running("affinity", affinity_timeout_min=5) as handle:
+        result = affinity.measure(handle, clients=60, drain_s=0.5, round_s=0.3)
+        left = ask_agent(handle, "host4", "affinity")["exceptions"]
+        flow = {"client": f"{left[0]['client']}:4000", "server": "10.1.0.100:80"}
+        told = {host: ask_agent(handle, f"host{host}", "explain", **flow) for host in (1, 3, 4)}
+    assert affinity.good(result), result
+    reasons = {host: (one["verdict"], one["reason"]) for host, one in told.items()}
+    assert reasons[4] == ("drop", "exception")
+    assert reasons[left[0]["host_id"]] == ("keep", "affinity"), reasons
 
 
 def test_snooping_by_ip_group_black_holes_nlb_multicast():
