@@ -467,7 +467,7 @@ def test_cleanup_with_nothing_left_behind(run_dir, capsys):
     assert capsys.readouterr().out == "Nothing was left behind.\n"
 
 
-SLOW = ("matplotlib", "multiprocessing", "numpy", "pydantic", "rich", "yaml")
+SLOW = ("asyncio", "matplotlib", "multiprocessing", "numpy", "pydantic", "rich", "yaml")
 
 
 def test_help_of_no_verb_loads_what_is_slow():

@@ -25,7 +25,6 @@ from labs.load import Traffic
 from labs.namespaces import CLONE_NEWNET, die_with_parent, unshare
 from labs.node import run_batch, run_tool, write_sysctls
 from labs.runs.changes import set_load_weight
-from labs.service import serve
 from labs.topology import CLUSTER_IP_ADDRESS, DATA_PLANES, SERVICE_PORT, LabSpec
 from labs.witness import answered, twice
 from modes.plan import Mode
@@ -68,6 +67,8 @@ def _container(host_id: int, channel: Channel) -> None:
                 f"route add default via {OUTSIDE}",
             ],
         )
+        from labs.service import serve
+
         os._exit(serve(IN_CONTAINER + host_id, [SERVICE_PORT], made[1]))
     os.read(made[0], 1)
     run_batch(

@@ -22,7 +22,6 @@ from labs.experiment import (
 from labs.handle import Channel, LabHandle
 from labs.load import SERVER
 from labs.namespaces import die_with_parent
-from labs.service import raise_open_files_limit
 from labs.topology import CLIENT_POOL, DATA_PLANES, LabSpec
 from softnlb.cli_common import print_json
 from softnlb.control import call, find_hosts
@@ -59,6 +58,8 @@ def _hold(channel: Channel, count: int) -> int:
 
 
 def _open(count: int, first: int) -> list[socket.socket]:
+    from labs.service import raise_open_files_limit
+
     raise_open_files_limit()
     held: list[socket.socket] = []
     pool = CLIENT_POOL.num_addresses - 2

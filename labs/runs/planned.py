@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from labs.compare import components
 from labs.experiment import (
     ask_agent,
     await_converged,
@@ -114,6 +113,8 @@ def _await_stopped(lab: LabHandle, victim: int) -> None:
 
 
 def _theirs(lab: LabHandle, times: int) -> Row:
+    from labs.compare import components
+
     row = Row("keepalived stop")
     if shutil.which("keepalived") is None:
         row.skipped = "keepalived is not installed"
