@@ -33,8 +33,9 @@ AGAIN_MS = 1000
 MEETINGS_MAX = 4
 """Hosts that are asked at a time while they are heard."""
 
-MEET_AGAIN_MS = 60_000
-"""Until one that did not answer is asked again."""
+MEET_AGAIN_MS, MEET_AGAIN_AT_MOST_MS = 1_000, 60_000
+"""Until one that did not answer is asked again, twice as long each time: on a busy machine an
+answer may be late, but the address may also be another one than its heartbeats can tell."""
 
 _FRAMES_PER_CALL = 64
 _FRAME_BYTES = 128
@@ -176,7 +177,8 @@ class Probes:
         self._answers: dict[int, tuple[int, bytes | None]] = {}
         """By host id the code of a host whose IPv6 address has answered, and the MAC address."""
 
-        self._not_before_ms: dict[int, int] = {}
+        self._not_before: dict[int, tuple[int, int]] = {}
+        """By host id, ms: when it may be asked again, and how long that was to wait."""
 
     def ask(self, config: "ClusterConfig", wanted: ProbeHost, now_ms: int) -> None:
         """Begin, unless this host is being asked already or its silence would prove nothing."""
@@ -203,7 +205,7 @@ class Probes:
             host_id, code = member.host_id, member.host_code
             if host_id == config.host_id or self._answers.get(host_id, (0,))[0] == code:
                 continue
-            waiting = host_id in self._met or now_ms < self._not_before_ms.get(host_id, 0)
+            waiting = host_id in self._met or now_ms < self._not_before.get(host_id, (0, 0))[0]
             if not waiting and len(self._met) < MEETINGS_MAX:
                 wanted = ProbeHost(host_id, code, member.dedicated_ip_address)
                 with suppress(OSError):
@@ -220,9 +222,12 @@ class Probes:
             gone = probe.advance(now_ms)
             if gone is not None:
                 if gone:
-                    self._not_before_ms[host_id] = now_ms + MEET_AGAIN_MS
+                    waited_ms = self._not_before.get(host_id, (0, MEET_AGAIN_MS // 2))[1]
+                    wait_ms = min(2 * waited_ms, MEET_AGAIN_AT_MOST_MS)
+                    self._not_before[host_id] = now_ms + wait_ms, wait_ms
                 else:
                     self._answers[host_id] = probe.host_code, probe.answered_from
+                    self._not_before.pop(host_id, None)
                 del self._met[host_id]
                 probe.close()
         known = []

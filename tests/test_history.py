@@ -83,7 +83,7 @@ def test_the_file_is_never_written_through_a_link(tmp_path):
 TELLING = ("log", "log_rarely", "LogEvent")
 DYNAMIC = {
     "rule-enabled", "rule-disabled", "rule-draining", "bad-frame-*", "foreign-host", "key-missing",
-    "no-key", "unknown-key", "wrong-key",
+    "no-key", "unknown-key", "wrong-key", "change-proposed", "change-staged", "change-refused",
 }  # fmt: skip
 """Names that the code puts together; each is seen in a scenario or a test of authentication."""
 

@@ -1,6 +1,10 @@
-"""Neighbour advertisements for IPv6 cluster addresses, judged by another implementation."""
+"""Neighbour discovery: advertisements for IPv6 cluster addresses, judged by another
+implementation, and solicitations of members."""
 
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +19,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import Ether
 
 from modes import mac, ndp
+from softnlb import arp_probe
 
 VIP = IPv6Address("2001:db8::100")
 CLUSTER_MAC = mac.unicast_mac(VIP)
@@ -84,3 +89,39 @@ def test_a_host_asks_in_the_name_of_its_dedicated_address_or_not_at_all() -> Non
     """Compare Microsoft KB960916: a request that carried the cluster IP address as its sender."""
     assert "ip6 saddr set 2001:db8::1" in ndp.output_chain([VIP], IPv6Address("2001:db8::1"))
     assert "nd-neighbor-solicit drop" in ndp.output_chain([VIP], None)
+
+
+def test_a_member_that_does_not_answer_is_asked_again_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine three answers may be late; for a minute nothing could be proven then."""
+    asked_ms: list[int] = []
+
+    class Unanswered:
+        host_code, answered_from = 77, None
+
+        def __init__(self, _interface: str, _own: IPv6Address, _who: object, now_ms: int) -> None:
+            asked_ms.append(now_ms)
+
+        def advance(self, now_ms: int) -> bool | None:
+            return True if now_ms >= asked_ms[-1] + 300 else None
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(arp_probe, "_asked", Unanswered)
+    member = SimpleNamespace(
+        host_id=2, host_code=77, dedicated_ip_address=IPv4Address("32.1.13.186")
+    )
+    machine: Any = SimpleNamespace(status=lambda _now_ms: SimpleNamespace(members=[member]))
+    own = SimpleNamespace(ip=IPv6Address("2001:db8::1"))
+    config: Any = SimpleNamespace(
+        interface="eth0", host_id=1, probes_prove=True, dedicated_ip_address=own
+    )
+    probes = arp_probe.Probes()
+    for now_ms in range(0, 300_000, 100):
+        assert probes.advance(now_ms) == []
+        probes.meet(config, machine, now_ms)
+    waits = [later - earlier for earlier, later in pairwise(asked_ms)]
+    assert waits[:7] == [1300, 2300, 4300, 8300, 16300, 32300, 60300]
+    assert set(waits[7:]) == {60300}
