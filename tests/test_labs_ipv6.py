@@ -86,6 +86,12 @@ def test_a_dead_hosts_clients_are_reset_and_no_other_connection_breaks(lab6):
         wait_for(lambda: not [c for c in dead if alive(c)], timeout_s=40)
         return [alive(connection) for host_id, connection in opened if host_id != 2]
 
+    def asked_by_both() -> bool:
+        """Only a host that answered while it was heard can be proven gone."""
+        known = lab6.output("host2", ["ip", "-6", "neighbour"])
+        return all(f"2001:db8:1::{host_id} " in known for host_id in (1, 3))
+
+    wait_for(asked_by_both, timeout_s=20)
     with lab6.start("client1", clients) as task:
         assert set(task.expect()["hosts"]) == set(EVERYBODY)
         lab6.fault("kill", "host2")

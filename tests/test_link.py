@@ -419,10 +419,11 @@ def test_a_heartbeat_arrives_as_it_was_sent(
     made, mine, other = sockets
     with Sniffer(made.client) as sniffer:
         assert mine.send(heartbeat())
-        frame = wait_for(sniffer.read)[0]
+        sent = ETHERTYPE.to_bytes(2)
+        (frame,) = wait_for(lambda: [f for f in sniffer.read() if f[12:14] == sent])
     own = made.hosts[0].run("ip -br link show eth0").split()[2].replace(":", "")
     destination = made.links[0].plan.heartbeat_destination
-    assert frame == destination + bytes.fromhex(own) + ETHERTYPE.to_bytes(2) + heartbeat()
+    assert frame == destination + bytes.fromhex(own) + sent + heartbeat()
     assert len(frame) == 1510
     assert other.send(heartbeat())
     got = received(mine)
