@@ -26,6 +26,12 @@ def _check(result: int, what: str) -> None:
         raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
+def machines_root() -> bool:
+    """As opposed to root of a user namespace, who cannot be other users."""
+    with open("/proc/self/uid_map") as file:
+        return os.geteuid() == 0 and file.read().split() == ["0", "0", "4294967295"]
+
+
 def enter_user_namespace() -> None:
     """Become root of a new user namespace, so that the rest works for an ordinary user too.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns import wait_for
+from tests.netns import machines_root, wait_for
 from tests.test_tidy import ROOT
 
 SOFTNLB = ROOT / ".venv" / "bin" / "softnlb"
@@ -95,11 +95,6 @@ class Manager:
 
     def converged(self) -> bool:
         return self.shows("StatusText") == "Host 1: Converged, members 1"
-
-
-def machines_root() -> bool:
-    """As opposed to root of a user namespace."""
-    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split()[2] == "4294967295"
 
 
 @pytest.fixture(scope="module")
