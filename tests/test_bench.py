@@ -57,6 +57,7 @@ def test_a_program_costs_more_than_an_empty_one(document: dict[str, Any]) -> Non
     found = [row for row in document["rows"] if "empty_ns" in row]
     kinds = {row["what"] for row in found}
     assert {"foreign SYN dropped", "owner's SYN kept", "segment kept by its socket"} < kinds
+    assert {"SYN of a client remembered", "SYN of a client left to another"} < kinds
     assert {(row["what"], row["plane"]) for row in found} == {
         (kind, plane) for kind in kinds for plane in ("ebpf tc", "ebpf xdp")
     }

@@ -15,11 +15,12 @@ from typing import Any
 from convergence.rules import ALL_BUCKETS, DEFAULT_RULE, Affinity, PortRule, Protocol
 from labs.bench.filters import LEASE_MS
 from labs.node import run_batch
-from softnlb import libbpf
+from softnlb import ebpf_clients, libbpf
 from softnlb.ebpf_attach import TC_PROGRAM, XDP_PROGRAM
 from softnlb.ebpf_program import OBJECT, Program
 from softnlb.errors import SoftnlbError
 from softnlb.filter import FilterRule, FilterTable, Reason
+from softnlb.known_clients import Known
 from softnlb.packet import ACK, ICMP, SYN, TCP, UDP
 from softnlb.verdicts import now_ms
 
@@ -29,6 +30,8 @@ VIPS = tuple(IPv4Address("10.1.0.100") + number for number in range(4))
 CLIENT, HOST = IPv4Address("10.1.0.201"), IPv4Address("10.1.0.1")
 CLUSTER_MAC, MAC = bytes.fromhex("02bf0a010064"), bytes.fromhex("02010a010064")
 FIRST_PORT, _CONNECTED_PORT = 8000, 40_000
+_LEFT_SLOT, _KNOWN_SLOT = 30, 31
+"""Of the rules with extended affinity that leave CLIENT to another host, and that remember it."""
 
 
 def costs() -> list[dict[str, Any]]:
@@ -43,6 +46,7 @@ def costs() -> list[dict[str, Any]]:
         _sockets(open_things)
         for name, plane in PLANES.items():
             program = Program(name)
+            _clients(program)
             nothing = libbpf.BpfObject(OBJECT, (f"{name}_none",))
             empty = nothing.program(f"{name}_none")
             for packet, table, frame, reason in _frames():
@@ -112,12 +116,18 @@ def _frames() -> list[tuple[str, FilterTable, bytes, Reason]]:
         tuple(FilterRule(rule, ALL_BUCKETS) for rule in (*rules, DEFAULT_RULE)),
         valid_until_ms=now_ms() + LEASE_MS,
     )
-    none = replace(mine, rules=tuple(replace(rule, current=0) for rule in mine.rules))
+    sticky = _with_extended_affinity(mine)
+    none, foreign = _owning(mine, 0), _owning(sticky, 0)
+    moved = _owning(sticky, 0, claimed=ALL_BUCKETS)
     last = FIRST_PORT + 31
     syn, kept = tcp(SYN, 50_000, last), Reason.SECOND_CHANCE
     return [
         ("foreign SYN dropped", none, syn, Reason.NOT_MINE),
         ("owner's SYN kept", mine, syn, Reason.OWNER),
+        ("foreign SYN, extended affinity", foreign, syn, Reason.NOT_MINE),
+        ("owner's SYN, extended affinity", sticky, syn, Reason.OWNER),
+        ("SYN of a client remembered", moved, syn, Reason.AFFINITY),
+        ("SYN of a client left to another", sticky, tcp(SYN, 50_000, last - 1), Reason.EXCEPTION),
         ("segment kept by its socket", none, tcp(ACK, _CONNECTED_PORT, FIRST_PORT), kept),
         ("foreign segment dropped", none, tcp(ACK, 50_000, last), Reason.NOT_MINE),
         ("same, past a listener", none, tcp(ACK, 50_000, FIRST_PORT), Reason.NOT_MINE),
@@ -126,6 +136,26 @@ def _frames() -> list[tuple[str, FilterTable, bytes, Reason]]:
         ("echo kept", none, _ip(ICMP, bytes((8, 0, 0, 0, 0, 0, 0, 0))), Reason.EVERY_HOST),
         ("not for the cluster", none, tcp(SYN, 50_000, last, HOST), Reason.NOT_CLUSTER),
     ]
+
+
+def _clients(program: Program) -> None:
+    """One that this host remembers, and one that it leaves to host 2."""
+    known = Known(bytes((_KNOWN_SLOT,)) + CLIENT.packed, 0, 0)
+    ebpf_clients.heard(program.clients, [known], now_ms(), add=True)
+    ebpf_clients.put(program.exceptions, {bytes((_LEFT_SLOT,)) + CLIENT.packed: 2})
+
+
+def _owning(table: FilterTable, current: int, claimed: int = 0) -> FilterTable:
+    rules = (replace(rule, current=current, claimed=claimed) for rule in table.rules)
+    return replace(table, rules=tuple(rules))
+
+
+def _with_extended_affinity(table: FilterTable) -> FilterTable:
+    rules = list(table.rules)
+    for slot in (_LEFT_SLOT, _KNOWN_SLOT):
+        sticky = replace(rules[slot].rule, affinity=Affinity.SINGLE, timeout_min=20)
+        rules[slot] = replace(rules[slot], rule=sticky)
+    return replace(table, rules=tuple(rules))
 
 
 def _ip(protocol: int, payload: bytes, destination: IPv4Address = VIPS[-1]) -> bytes:
