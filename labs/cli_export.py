@@ -40,8 +40,6 @@ def containerlab(
     except ValueError as error:
         raise UsageError(f"--machine: {error}") from error
     spec = lab_file.load(file) if file else LabSpec()
-    if spec.cluster_ip_address.version == 6:
-        raise UsageError(f"{file}: only labs with IPv4 addresses are exported to containerlab")
     document = spec.complete_document()
     written = [str(path) for path in write(document, directory, addresses)]
     if as_json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labs.containerlab_readme import readme
-from labs.plan import INTERFACE, Node, Plan, build
+from labs.plan import INTERFACE, Node, Plan, Switch, build
 from labs.topology import Document
 from softnlb import __version__
 from softnlb.errors import SoftnlbError, UsageError
@@ -28,6 +28,8 @@ FIRST_VNI = 100
 CONFIG = "/etc/softnlb/cluster.toml"
 RULES = "/etc/softnlb/node.nft"
 LABEL = "softnlb-"
+IPV6_ON = "sysctl -q -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0"
+"""Containers without a network begin without IPv6."""
 
 Topology = dict[str, Any]
 """One topology file, as YAML carries it."""
@@ -124,7 +126,7 @@ def topologies(
         for switch in plan.switches:
             if machine == 0:
                 ports = [end.interface for link in links for end in link if end.node == switch.name]
-                nodes[switch.name] = _switch(switch.personality, ports, mtu)
+                nodes[switch.name] = _switch(switch, ports, mtu)
         for node in plan.nodes:
             if node.kind != "switch" and place.has(machine, node.name):
                 nodes[node.name] = _node(node, tables[node.name], mtu)
@@ -180,24 +182,27 @@ def _link_lines(
             }
 
 
-def _switch(personality: str, ports: list[str], mtu: int | None) -> dict[str, Any]:
+def _switch(switch: Switch, ports: list[str], mtu: int | None) -> dict[str, Any]:
     # The personality "mac" is a program of our labs; a container has the kernel's snooping only,
     # which would not let the cluster's frames through.
-    snooping = int(personality == "linux")
+    snooping = int(switch.personality == "linux")
+    often = " mcast_mld_version 2" if snooping and switch.ipv6 else ""
     lines = [
+        # A bridge without an IPv6 address asks nobody by MLD.
+        *([IPV6_ON] if switch.ipv6 else ()),
         f"ip link add br0 type bridge stp_state 0 mcast_snooping {snooping}"
-        f" mcast_querier {snooping}",
+        f" mcast_querier {snooping}{often}",
         "ip link set br0 up",
     ]
     for port in ports:
         size = f" mtu {mtu}" if mtu else ""
         lines.append(f"ip link set {port}{size} master br0 up")
-    labels = {f"{LABEL}kind": "switch", f"{LABEL}personality": personality}
+    labels = {f"{LABEL}kind": "switch", f"{LABEL}personality": switch.personality}
     return {"group": "switch", "labels": labels, "exec": lines}
 
 
 def _node(node: Node, table: Document, mtu: int | None) -> dict[str, Any]:
-    lines, binds = [], []
+    lines, binds = [IPV6_ON] if node.ipv6 else [], []
     for line in node.setup:
         if line != "link set lo up":
             size = f" mtu {mtu}" if mtu and line.startswith("link set") else ""
@@ -207,7 +212,8 @@ def _node(node: Node, table: Document, mtu: int | None) -> dict[str, Any]:
         binds.append(f"nodes/{node.name}.nft:{RULES}:ro")
         lines.append(f"nft -f {RULES}")
     for _, port in node.services:
-        command = f"cd /srv && hostname >index.html && python3 -m http.server {port}"
+        everywhere = " --bind ::" if node.ipv6 else ""
+        command = f"cd /srv && hostname >index.html && python3 -m http.server {port}{everywhere}"
         lines.append(_background(command, f"service-{port}"))
     if node.config:
         binds.append(f"nodes/{node.name}.toml:{CONFIG}:ro")

@@ -133,7 +133,7 @@ def _document(name: str, parts: list[Topology], directory: Path) -> Document:
     for host in document["host"]:
         files.append(tomllib.loads((directory / "nodes" / f"{host['name']}.toml").read_text()))
         _from_configuration(document, host, files[-1])
-    _rules(document, [file["port_rule"] for file in files])
+    _rules(document, [file.get("port_rule", []) for file in files])
     return document
 
 

@@ -7,7 +7,7 @@ from convergence.rules import IPAddress
 
 _ONE = """\
     containerlab deploy -t {file}
-    docker exec client1 curl -s http://{address}/     # which host answers?
+    docker exec client1 curl -s http://{where}/     # which host answers?
     docker exec host1 softnlb query
     docker exec host2 softnlb drainstop --wait
     containerlab destroy -t {file} --cleanup
@@ -62,7 +62,8 @@ def readme(
         pairs = zip(machines, files, strict=True)
         verbs = "".join(_SEVERAL.format(machine=machine, file=file) for machine, file in pairs)
     else:
-        verbs = _ONE.format(file=files[0], address=address)
+        where = f"[{address}]" if address.version == 6 else address
+        verbs = _ONE.format(file=files[0], where=where)
     network = _VXLAN if machines else ""
     return _TEXT.format(
         name=name, image=image, verbs=verbs, switch=switch, network=network, file=files[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 import yaml
 
 from labs import lab_file
-from labs.containerlab import RULES, export, topologies
+from labs.containerlab import IPV6_ON, RULES, export, topologies
 from labs.containerlab_read import cables, check_topology, check_tunnels, read
 from labs.plan import build
 from labs.topology import Document, LabSpec
@@ -41,13 +42,16 @@ OWN = {
     ],
 }
 
+HOSTS = [{"id": 3, "address": "10.7.0.3/24"}]
+OWN6 = json.loads(re.sub(r"10\.(\d+)\.0\.(\d+)/24", r"2001:db8:\1::\2/64", json.dumps(OWN)))
 
-def usual() -> Document:
-    return LabSpec(hosts=5).complete_document()
+
+def usual(ipv6: bool = False) -> Document:
+    return LabSpec(hosts=5, ipv6=ipv6).complete_document()
 
 
-def own() -> Document:
-    return lab_file.check(json.loads(json.dumps(OWN)), "mine.toml").complete_document()
+def own(written: Document = OWN) -> Document:
+    return lab_file.check(json.loads(json.dumps(written)), "mine.toml").complete_document()
 
 
 def plan(document: Document) -> Any:
@@ -57,7 +61,11 @@ def plan(document: Document) -> Any:
 
 
 @pytest.mark.parametrize("machines", [(), TWO_MACHINES])
-@pytest.mark.parametrize("document", [usual(), own()], ids=["usual", "own"])
+@pytest.mark.parametrize(
+    "document",
+    [usual(), own(), usual(ipv6=True), own(OWN6), own({**OWN, "port_rule": [], "host": HOSTS})],
+    ids=["usual", "own", "usual6", "own6", "no rules"],
+)
 def test_what_is_exported_is_read_back(
     tmp_path: Path, document: Document, machines: tuple[IPv4Address, ...]
 ) -> None:
@@ -177,12 +185,14 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
 # ---------------------------------------------------------------- carried out
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[dict[str, Namespace]]:
+@pytest.fixture(params=[OWN, OWN6], ids=["IPv4", "IPv6"])
+def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, Namespace]]:
     """The exported lab as containerlab would build it, but for the processes in the containers."""
-    export(own(), tmp_path / "out")
+    export(own(request.param), tmp_path / "out")
     topology = yaml.safe_load((tmp_path / "out" / "mine.clab.yml").read_text())["topology"]
     made = {name: Namespace(name) for name in topology["nodes"]}
+    for namespace in made.values():
+        namespace.run(IPV6_ON.replace("=0", "=1"))
     for link in topology["links"]:
         (near, one), (far, other) = (end.split(":") for end in link["endpoints"])
         target = f"/proc/{os.getpid()}/fd/{made[far].descriptor}"
@@ -205,7 +215,9 @@ def reach(node: Namespace, address: str) -> None:
 
 def test_the_exported_nodes_reach_each_other(nodes: dict[str, Namespace]) -> None:
     # Across both switches, their trunk, and the router.
-    reach(nodes["far"], "10.7.0.5")
-    reach(nodes["host3"], "10.7.0.200")
+    ipv6 = "2001:db8:7::3" in nodes["host3"].run("ip address show eth1")
+    network = "2001:db8:7::" if ipv6 else "10.7.0."
+    reach(nodes["far"], f"{network}5")
+    reach(nodes["host3"], f"{network}200")
     assert "masquerade" in nodes["gate"].run("nft list ruleset")
     assert "mcast_snooping 1" in nodes["left"].run("ip -d link show br0")
