@@ -1,24 +1,38 @@
 """The command `softnlb`: the group of all verbs, and how an error becomes an exit status.
 
-Everything heavy is imported inside the verb that needs it, so that every command starts fast.
+A verb's module is imported when the verb is typed, and what is heavy inside the verb that needs it:
+every command starts fast.
 """
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from softnlb import __version__
-from softnlb.cli_affinity import affinity
-from softnlb.cli_bench import bench
-from softnlb.cli_decode import decode
-from softnlb.cli_events import events
-from softnlb.cli_explain import explain
-from softnlb.cli_more import agent, cleanup, config, doctor, lab
-from softnlb.cli_plan import plan
-from softnlb.cli_rule import rule, set_cluster
-from softnlb.cli_verbs import VERBS
 from softnlb.errors import SoftnlbError
+
+_NLB_VERBS = (
+    "query display params ip2mac queryport start stop drainstop suspend resume reload"
+    " enable disable drain"
+)
+VERBS = {name: f"cli_verbs.{name}" for name in _NLB_VERBS.split()} | {
+    "rule": "cli_rule.rule",
+    "set": "cli_rule.set_cluster",
+    "affinity": "cli_affinity.affinity",
+    "events": "cli_events.events",
+    "agent": "cli_more.agent",
+    "config": "cli_more.config",
+    "decode": "cli_decode.decode",
+    "explain": "cli_explain.explain",
+    "plan": "cli_plan.plan",
+    "doctor": "cli_more.doctor",
+    "cleanup": "cli_more.cleanup",
+    "bench": "cli_bench.bench",
+    "lab": "cli_more.lab",
+}
+"""Verb -> its module and function."""
 
 EXIT_STATUS = """
 \b
@@ -39,7 +53,25 @@ HINTS = {
 }
 
 
-@click.group(epilog=EXIT_STATUS, context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """The verbs, each imported when it is typed; for the list of them, all."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return sorted(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb of that name."""
+        if cmd_name not in VERBS:
+            return None
+        module, _, function = VERBS[cmd_name].partition(".")
+        command: click.Command = getattr(import_module(f"softnlb.{module}"), function)
+        return command
+
+
+@click.group(
+    cls=Verbs, epilog=EXIT_STATUS, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="softnlb", message="%(prog)s %(version)s")
 def cli() -> None:
     """Network Load Balancing: up to 32 hosts share one IP address.
@@ -50,12 +82,6 @@ def cli() -> None:
       softnlb query                     how the host on this machine is
       softnlb drainstop --wait          let a host finish its connections, then stop it
     """
-
-
-for _command in (*VERBS, rule, set_cluster, affinity, events, agent, config, decode, explain):
-    cli.add_command(_command)
-for _command in (plan, doctor, cleanup, bench, lab):
-    cli.add_command(_command)
 
 
 def main() -> None:

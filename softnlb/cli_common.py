@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from softnlb.control import call, cluster_of, find_hosts, is_host, parse_target
 from softnlb.errors import SoftnlbError
 from softnlb.remote_verbs import REMOTE_VERBS
 
@@ -39,6 +38,8 @@ def ask(target: str | None, verb: str, **args: Any) -> list[tuple[Path, Result]]
     Where remote control is on, CLUSTER is every host of the cluster, and CLUSTER:HOST may be any.
     Of several hosts each has its own result; that of one that refuses has an "error".
     """
+    from softnlb.control import call, find_hosts
+
     member = _member_of(target) if verb in REMOTE_VERBS else None
     if member is None:
         return [(path, call(path, verb, **args)) for path in find_hosts(target)]
@@ -47,6 +48,8 @@ def ask(target: str | None, verb: str, **args: Any) -> list[tuple[Path, Result]]
 
 def _member_of(target: str | None) -> Path | None:
     """A host here of the cluster whose other hosts the target names, too."""
+    from softnlb.control import call, cluster_of, find_hosts, is_host, parse_target
+
     cluster, host = parse_target("" if target in (None, "all") else str(target))
     ours = [path for path in find_hosts("all") if cluster == cluster_of(path)]
     if not ours or (host and any(is_host(path, host) for path in ours)):
@@ -57,6 +60,7 @@ def _member_of(target: str | None) -> Path | None:
 def _ask_cluster(
     member: Path, target: str, verb: str, args: dict[str, Any]
 ) -> list[tuple[Path, Result]]:
+    from softnlb.control import call, parse_target
     from softnlb.remote_client import ask_remote, cluster_of_member
 
     cluster = cluster_of_member(call(member, "params"))

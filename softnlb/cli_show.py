@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softnlb.nlb_show import addresses
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -129,6 +127,8 @@ def _value(value: object) -> str:
 
 def display(result: Result) -> None:
     """All about a host, in the order of nlb.exe: configuration, events, addresses, state."""
+    from softnlb.nlb_show import addresses
+
     click.echo(bold("Configuration"))
     params(result["params"])
     members = result.get("members", [])

@@ -225,21 +225,3 @@ def drain(ports: str, target: str | None, as_json: bool) -> None:
     Existing ones go on.
     """
     _order_rules("drain", ports, target, as_json)
-
-
-VERBS = (
-    query,
-    display,
-    params,
-    ip2mac,
-    queryport,
-    start,
-    stop,
-    drainstop,
-    suspend,
-    resume,
-    reload,
-    enable,
-    disable,
-    drain,
-)

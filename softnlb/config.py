@@ -15,19 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from convergence.auth import Keyring
 from convergence.rules import DEFAULT_RULE, FilteringMode, IPAddress, PortRule
 from modes.plan import AS_NLB_DOES, InterfaceAddress, LinkChoices, Mode
 from softnlb.errors import ReturnCode, UsageError
 
-if TYPE_CHECKING:
-    from softnlb.health import HealthProbe
-
 InitialState = Literal["started", "stopped", "suspended"]
 DataPlaneChoice = Literal["auto", "nfqueue", "ebpf"]
 AttachChoice = Literal["auto", "tc", "xdp", "xdp-generic"]
+ProbeType = Literal["tcp", "http", "command"]
+ProbeAction = Literal["drain", "disable"]
 
 _IO = ReturnCode.IO_ERROR.name
 
@@ -73,6 +72,28 @@ class ConfigError(UsageError):
     def __str__(self) -> str:
         """One line per problem."""
         return "\n".join(str(problem) for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthProbe:
+    """How the service behind the port rule of ``slot`` is looked at, and what follows.
+
+    ``address``, ``port``: where, for tcp and http; ``path``: what http asks for; ``command``: its
+    words, for command; exit status 0 means alive.  Dead after ``fall`` failed looks in a row, alive
+    after ``rise`` good ones; the very first look counts alone.
+    """
+
+    slot: int
+    type: ProbeType
+    address: str
+    port: int
+    path: str
+    command: tuple[str, ...]
+    period_ms: int
+    timeout_ms: int
+    fall: int
+    rise: int
+    action: ProbeAction
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ schema alike.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
@@ -90,6 +91,9 @@ MacAddress = Annotated[str, AfterValidator(parse_mac)]
 
 WITH_PREFIX = "an address of a host with its prefix length, as in 10.1.0.100/24 or 2001:db8::100/64"
 
+
+# softnlb has no plugins of pydantic, and to look for some means to read what is installed here.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 # Keys are validated one by one (read_table), so the models themselves need not be compiled.
 TABLE = ConfigDict(extra="forbid", defer_build=True)
@@ -292,6 +296,9 @@ def read_table(
                 complaints.append(Complaint(f"{path}.{name}", "", str(field.description)))
                 continue
             raw_value = field.get_default(call_default_factory=True)
+            if not any(isinstance(one, AfterValidator) for one in field.metadata):
+                values[name] = raw_value  # good, and of the type that a value of the file becomes
+                continue
         else:
             raw_value = raw[name]
         try:

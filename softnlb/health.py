@@ -11,43 +11,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from convergence.events import Command, CommandError, LogEvent, Severity
-
-ProbeType = Literal["tcp", "http", "command"]
-Action = Literal["drain", "disable"]
+from softnlb.config import HealthProbe, ProbeAction
 
 PROBER = Path(__file__).with_name("prober.py")
-ACTIONS: dict[Action, tuple[Command, str]] = {
+ACTIONS: dict[ProbeAction, tuple[Command, str]] = {
     "drain": (Command.DRAIN_RULE, "draining"),
     "disable": (Command.DISABLE_RULE, "disabled"),
 }
 """The command, and the state of a rule that obeyed it (``Status.rule_states``)."""
-
-
-@dataclass(frozen=True, slots=True)
-class HealthProbe:
-    """How the service behind the port rule of ``slot`` is looked at, and what follows.
-
-    ``address``, ``port``: where, for tcp and http; ``path``: what http asks for; ``command``: its
-    words, for command; exit status 0 means alive.  Dead after ``fall`` failed looks in a row, alive
-    after ``rise`` good ones; the very first look counts alone.
-    """
-
-    slot: int
-    type: ProbeType
-    address: str
-    port: int
-    path: str
-    command: tuple[str, ...]
-    period_ms: int
-    timeout_ms: int
-    fall: int
-    rise: int
-    action: Action
 
 
 class Health:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from convergence.rules import IPAddress
+from softnlb.config import HealthProbe
 from softnlb.config_schema import Complaint, HealthProbeTable, read_table, shown
-from softnlb.health import HealthProbe
 
 Values = dict[str, Any]
 

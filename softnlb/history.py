@@ -9,11 +9,13 @@ import os
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convergence.events import LogEvent, Severity
-from convergence.machine import Machine
 from softnlb import __version__
+
+if TYPE_CHECKING:
+    from convergence.machine import Machine
 
 FILE = "events.jsonl"
 FORMER = "events.jsonl.1"
@@ -76,7 +78,7 @@ class History:
             text = f"Events are written to the disk again; {lost} are missing."
             self.tell(LogEvent("events-written-again", Severity.INFO, text, {"lost": lost}))
 
-    def tell_phases(self, machine: Machine) -> str | None:
+    def tell_phases(self, machine: "Machine") -> str | None:
         """Write the phases that are new, which would be too much for the log; returns the newest
         in one line."""
         self.phases_told, lines = machine.history_since(self.phases_told)

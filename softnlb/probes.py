@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 from ipaddress import IPv4Interface
 
-from modes import plan_link
 from modes.plan import Mode
+from modes.planner import plan_link
 
 TOOL_TIMEOUT_S = 5.0
 

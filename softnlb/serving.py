@@ -13,9 +13,9 @@ from pathlib import Path
 
 from convergence.events import MapsChanged
 from convergence.machine import HostConfig
-from modes import plan_link
 from modes.mac import w_x_y_z
 from modes.plan import LinkPlan
+from modes.planner import plan_link
 from softnlb.config import ClusterConfig
 from softnlb.dataplane import DataPlane
 from softnlb.errors import SoftnlbError

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from modes import plan_link
 from modes.plan import AS_NLB_DOES, LinkChoices, Mode
+from modes.planner import plan_link
 from softnlb.link import Link
 from tests.netns import Namespace, Segment, wait_for
 

@@ -376,7 +376,9 @@ def test_on_a_terminal_the_rest_is_a_bar(agent, quick_polls, monkeypatch):
 
 def leaves(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     found = []
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             found += leaves(command, (*path, name))
         else:

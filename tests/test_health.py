@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from convergence.events import Command, LogEvent
-from softnlb.config import ConfigError, load
-from softnlb.health import PROBER, Health, HealthProbe
+from softnlb.config import ConfigError, HealthProbe, load
+from softnlb.health import PROBER, Health
 from softnlb.prober import look
 from tests.netns import Namespace, wait_for
 from tests.test_agent import VIP, Host, hosts  # noqa: F401

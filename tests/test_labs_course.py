@@ -24,7 +24,8 @@ from xml.etree import ElementTree
 import pytest
 
 from labs.course import lesson as lessons
-from labs.course.checks import CHECKS, Facts, judge
+from labs.course.checks import CHECKS
+from labs.course.judging import Facts, judge
 from labs.course.progress import WORDS, reason
 from labs.handle import LabHandle
 from labs.lab_file import check as check_file

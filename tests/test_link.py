@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from convergence.events import ProbeHost
 from convergence.machine import Machine
-from modes import plan_link
 from modes.mac import colon_mac, w_x_y_z
 from modes.plan import Mode
+from modes.planner import plan_link
 from softnlb import interface, netlink
 from softnlb.arp_probe import INTERVAL_MS, PROBES, ArpProbe, Probes, dedicated_ipv6
 from softnlb.config import load
@@ -39,7 +39,7 @@ import sys
 import time
 from ipaddress import IPv4Interface
 from pathlib import Path
-from modes import plan_link
+from modes.planner import plan_link
 from modes.plan import Mode
 from softnlb.link import Link
 plan = plan_link(Mode(sys.argv[1]), "eth0", 1, (IPv4Interface("10.1.0.100/24"),))

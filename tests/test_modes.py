@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modes import arp, mac, plan_link
+from modes import arp, mac
 from modes.plan import LinkChoices, Mode
+from modes.planner import plan_link
 
 PRIMARY = IPv4Address("192.168.100.80")
 VIPS = (IPv4Interface("192.168.100.80/24"), IPv4Interface("192.168.100.81/24"))

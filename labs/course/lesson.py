@@ -10,7 +10,6 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any
 
-from labs.plan import build
 from labs.topology import LabSpec
 from modes import mac
 from modes.plan import Mode
@@ -125,6 +124,8 @@ def _move(raw: dict[str, Any], faulty: int) -> None:
 
 
 def _values(spec: LabSpec, faulty: int) -> dict[str, str]:
+    from labs.plan import build
+
     plan = build(spec.complete_document())
     addresses = {node.name: node.address for node in plan.nodes}
     vip = plan.cluster_ip_address

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
-from xml.etree import ElementTree
 
-from labs.course.checks import Facts, judge
+from labs.course.judging import Facts, judge
 from labs.course.lesson import Lesson, Step, fill, load, numbers
 from softnlb.errors import SoftnlbError
 
@@ -176,6 +175,8 @@ def write_csv(rows: list[Row], out: TextIO) -> None:
 
 def write_junit(rows: list[Row], path: Path) -> None:
     """One suite for each student, one case for each step."""
+    from xml.etree import ElementTree
+
     root = ElementTree.Element("testsuites", name="softnlb course")
     for student in dict.fromkeys(row.student for row in rows):
         own = [row for row in rows if row.student == student]
