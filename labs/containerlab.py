@@ -231,6 +231,8 @@ def _background(command: str, name: str) -> str:
 def _labels(node: Node, table: Document) -> dict[str, str]:
     facts = {"kind": node.kind, "address": f"{node.address}/{node.prefix}"}
     facts |= {key: str(table[key]) for key in ("arp", "pool") if table.get(key) is not None}
+    if table.get("additional_addresses"):
+        facts["additional_addresses"] = " ".join(table["additional_addresses"])
     if table.get("nat"):
         facts["nat"] = "true"
     if node.services:

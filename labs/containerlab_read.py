@@ -144,6 +144,8 @@ def _table(name: str, node: Node, upper: str | None, kinds: dict[str, str]) -> d
         if key not in (f"{LABEL}kind", f"{LABEL}services")
     }
     table: dict[str, Any] = {"name": name, **labels}
+    if "additional_addresses" in table:
+        table["additional_addresses"] = table["additional_addresses"].split()
     if "nat" in table:
         table["nat"] = True
     if upper is not None:

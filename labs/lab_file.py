@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from labs.lab_schema import MODELS, CourseTable, LabFile, LabTable, StepTable
-from labs.plan import config_tables, gateway
+from labs.plan import (
+    addresses,
+    cluster_ip_addresses,
+    config_tables,
+    gateway,
+    of_each_version,
+)
 from labs.topology import HOSTS_MAX, Document, LabSpec, usual_document
 from modes.plan import InterfaceAddress, Mode
 from softnlb.config import ConfigError, Problem, read_toml
@@ -108,9 +114,9 @@ def _fill_in(document: Document, raw: dict[str, Any], complaints: list[Complaint
     cluster.setdefault("mode", "unicast")
     cluster.setdefault("timers", "nlb")
     try:
-        primary = ip_interface(str(cluster["ip_address"]))
-    except (KeyError, ValueError):
-        # The hosts' own files say what is wrong with it.
+        primaries = of_each_version(cluster_ip_addresses(document))
+    except (KeyError, TypeError, ValueError):
+        # The hosts' own files say what is wrong with them.
         complaints += _check_hosts({**document, "host": [_any_host()]}, raw)
         return
     count = document["lab"].pop("hosts")
@@ -119,16 +125,18 @@ def _fill_in(document: Document, raw: dict[str, Any], complaints: list[Complaint
     elif not hosts and count is None:
         complaints.append(("lab.hosts", "", "a whole number from 1 to 32, or [[host]] tables"))
     for host_id in range(1, (count or 0) + 1):
-        if host_id < primary.network.num_addresses:
-            address = f"{primary.network[host_id]}/{primary.network.prefixlen}"
+        if all(host_id < primary.network.num_addresses for primary in primaries):
+            address, *more = (f"{p.network[host_id]}/{p.network.prefixlen}" for p in primaries)
             hosts.append({"id": host_id, "name": None, "switch": None, "address": address})
+            if more:
+                hosts[-1]["additional_dedicated_ip_addresses"] = more
     for host in hosts:
         host["name"] = host["name"] or f"host{host['id']}"
     if not document["switch"]:
         snooping = "mac" if cluster["mode"] == "igmp" else "dumb"
         document["switch"] = [{"name": "switch", "personality": snooping}]
     if not any(document[kind] for kind in ("router", "client", "bystander")):
-        complaints += _usual_others(document, primary)
+        complaints += _usual_others(document, primaries)
     if not document["service"]:
         document["service"] = [{"kind": "http", "port": 80, "hosts": None}]
     for service in document["service"]:
@@ -144,12 +152,25 @@ def _any_host() -> Document:
     return {"id": 1, "address": "192.0.2.1/24"}
 
 
-def _usual_others(document: Document, primary: InterfaceAddress) -> Iterator[Complaint]:
-    """Router, clients and bystander as in the usual lab, at the same places of this network."""
+def _usual_others(document: Document, primaries: list[InterfaceAddress]) -> Iterator[Complaint]:
+    """Router, clients and bystander as in the usual lab, at the same places of this network, and
+    of that of the other IP version."""
+    for primary in primaries:
+        network = primary.network
+        if network.num_addresses < SMALLEST_USUAL_NETWORK[network.version]:
+            yield "client", "", "[[client]] tables, since so small a network has no usual ones"
+            return
+        usual = _usual_in(primary)
+        for kind in ("router", "client", "bystander"):
+            if primary == primaries[0]:
+                document[kind] = usual[kind]
+                continue
+            for table, other in zip(document[kind], usual[kind], strict=True):
+                table["additional_addresses"] = [other["address"]]
+
+
+def _usual_in(primary: InterfaceAddress) -> Document:
     network = primary.network
-    if network.num_addresses < SMALLEST_USUAL_NETWORK[network.version]:
-        yield "client", "", "[[client]] tables, since so small a network has no usual ones"
-        return
     usual = usual_document(LabSpec(ipv6=network.version == 6))
     behind, other = ("10.2", "172.16") if network.version == 4 else ("2001:db8:", "fd00:db8:")
     for kind in ("router", "client", "bystander"):
@@ -164,7 +185,7 @@ def _usual_others(document: Document, primary: InterfaceAddress) -> Iterator[Com
             elif _meets(table, primary):
                 table["address"] = table["address"].replace(behind, other, 1)
                 table["pool"] = table["pool"].replace(behind, other, 1)
-        document[kind] = usual[kind]
+    return usual
 
 
 def _meets(client: Document, primary: InterfaceAddress) -> bool:
@@ -247,41 +268,46 @@ def _one_of(names: list[str]) -> str:
 
 
 def _check_addresses(document: Document) -> Iterator[Complaint]:
-    cluster = document["cluster"]
-    primary = ip_interface(cluster["ip_address"])
-    taken = {primary.ip: "the cluster IP address"}
+    shared = cluster_ip_addresses(document)
+    clusters = {address.version: address for address in of_each_version(shared)}
+    taken = {address.ip: "the cluster IP address" for address in shared}
     for kind in NODE_KINDS:
         for number, table in enumerate(document[kind], 1):
-            address = ip_interface(table["address"])
             place = f"{kind}[{number}]"
-            if address.version != primary.version:
-                expected = f"an IPv{primary.version} address, as the cluster has"
-                yield f"{place}.address", shown(table["address"]), expected
-                continue
-            if address.ip in taken:
-                expected = f"an address of its own, not that of {taken[address.ip]}"
-                yield f"{place}.address", shown(table["address"]), expected
-            taken[address.ip] = str(table["name"])
-            if kind == "client" and table["router"] is not None:
-                yield from _check_routed_client(table, place, cluster["ip_address"])
+            more = "additional_dedicated_ip_addresses" if kind == "host" else "additional_addresses"
+            seen: set[int] = set()
+            for at, address in enumerate(addresses(table)):
+                key = f"{place}.{more if at else 'address'}"
+                if at == 0 and address.version != shared[0].version:
+                    expected = f"an IPv{shared[0].version} address, as the cluster has"
+                    yield key, shown(str(address)), expected
+                    continue
+                if kind != "host" and (address.version in seen or address.version not in clusters):
+                    yield key, shown(str(address)), "one of each IP version that the cluster has"
+                    continue
+                seen.add(address.version)
+                if address.ip in taken:
+                    expected = f"an address of its own, not that of {taken[address.ip]}"
+                    yield key, shown(str(address)), expected
+                taken[address.ip] = str(table["name"])
+                routed = kind == "client" and table["router"] is not None
+                if routed and address.network.overlaps(clusters[address.version].network):
+                    expected = "a network of its own behind the router, not the cluster's"
+                    yield key, shown(str(address)), expected
+            if kind == "client" and table["router"] is not None and table["pool"] is not None:
+                yield from _check_pool(table, place, shared[0])
 
 
-def _check_routed_client(table: Document, place: str, cluster: str) -> Iterator[Complaint]:
-    network = ip_interface(table["address"]).network
-    own = ip_interface(cluster).network
-    if network.overlaps(own):
-        expected = "a network of its own behind the router, not the cluster's"
-        yield f"{place}.address", shown(table["address"]), expected
-    if table["pool"] is None:
-        return
+def _check_pool(table: Document, place: str, cluster: InterfaceAddress) -> Iterator[Complaint]:
+    address, own = ip_interface(table["address"]), cluster.network
     pool = ip_network(table["pool"])
     if pool.version != own.version:
         expected = f"a network of IPv{own.version} addresses, as the cluster has"
         yield f"{place}.pool", shown(table["pool"]), expected
     elif pool.overlaps(own):
         yield f"{place}.pool", shown(table["pool"]), "a network outside the cluster's"
-    elif ip_interface(table["address"]).ip in pool or gateway(table) in pool:
-        expected = f"a network without {table['address']} and the router's {gateway(table)}"
+    elif address.ip in pool or gateway(address) in pool:
+        expected = f"a network without {table['address']} and the router's {gateway(address)}"
         yield f"{place}.pool", shown(table["pool"]), expected
 
 
@@ -299,7 +325,7 @@ def _check_hosts(document: Document, raw: dict[str, Any]) -> Iterator[Complaint]
         except ConfigError as error:
             for problem in error.problems:
                 key = problem.key.replace("host.", f"host[{number}].", 1)
-                key = key.replace("dedicated_ip_address", "address")
+                key = key.replace(".dedicated_ip_address", ".address")
                 yield key, problem.value, problem.expected
 
 

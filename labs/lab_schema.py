@@ -49,6 +49,10 @@ Network = Annotated[str, AfterValidator(_network)]
 LabName = Annotated[str, AfterValidator(_lab_name)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
+MORE_ADDRESSES: Any = Field(
+    default_factory=list,
+    description="a list of addresses with prefix length, those of the other IP version",
+)
 SWITCH_DEFAULT = "the name of a switch (default: the first)"
 
 
@@ -104,6 +108,7 @@ class RouterTable(BaseModel):
     name: NodeName = Field(description=NODE_NAME)
     switch: NodeName | None = Field(default=None, description=SWITCH_DEFAULT)
     address: Address = Field(description=WITH_PREFIX)
+    additional_addresses: list[Address] = MORE_ADDRESSES
     arp: Literal["any", "strict"] = Field(
         default="any",
         description='"any" or "strict" (refuses a multicast MAC address for a unicast IP address)',
@@ -122,6 +127,7 @@ class ClientTable(BaseModel):
     router: NodeName | None = Field(default=None, description="the name of a router")
     switch: NodeName | None = Field(default=None, description=SWITCH_DEFAULT)
     address: Address = Field(description=WITH_PREFIX)
+    additional_addresses: list[Address] = MORE_ADDRESSES
     pool: Network | None = Field(
         default=None,
         description="a network of addresses that all belong to this client, as in 10.2.64.0/18",
@@ -136,6 +142,7 @@ class BystanderTable(BaseModel):
     name: NodeName = Field(description=NODE_NAME)
     switch: NodeName | None = Field(default=None, description=SWITCH_DEFAULT)
     address: Address = Field(description=WITH_PREFIX)
+    additional_addresses: list[Address] = MORE_ADDRESSES
 
 
 class ServiceTable(BaseModel):

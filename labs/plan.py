@@ -112,7 +112,7 @@ class Plan:
 
 def build(document: Document) -> Plan:
     """The plan of a checked lab file."""
-    ipv6 = _primary(document).version == 6
+    ipv6 = any(address.version == 6 for address in cluster_ip_addresses(document))
     switches = tuple(
         Switch(
             table["name"],
@@ -124,9 +124,9 @@ def build(document: Document) -> Plan:
         for number, table in enumerate(document["switch"])
     )
     bridges = {switch.name: switch.bridge for switch in switches}
-    routers = [(table, ip_interface(table["address"])) for table in document["router"]]
+    routers = document["router"]
     cables, nodes = [], [Node("switch", "switch", None, setup=("link set lo up",), ipv6=ipv6)]
-    for table, _ in routers:
+    for table in routers:
         behind = [client for client in document["client"] if client["router"] == table["name"]]
         nodes.append(_router(table, bridges[table["switch"]], behind))
         for number, client in enumerate(behind, 1):
@@ -135,7 +135,7 @@ def build(document: Document) -> Plan:
     for kind in ("client", "bystander", "host"):
         for table in document[kind]:
             if table.get("router") is None:
-                nodes.append(_leaf(table, kind, bridges, routers, document))
+                nodes.append(_leaf(table, kind, bridges, document))
     trunks = tuple(
         Trunk(((bridges[one], f"trunk{number}a"), (bridges[other], f"trunk{number}b")))
         for number, (one, other) in enumerate((t["between"] for t in document["trunk"]), 1)
@@ -147,77 +147,95 @@ def _primary(document: Document) -> IPAddress:
     return ip_interface(document["cluster"]["ip_address"]).ip
 
 
-def gateway(client: Document) -> IPAddress:
+def cluster_ip_addresses(document: Document) -> list[InterfaceAddress]:
+    """The primary one first."""
+    cluster = document["cluster"]
+    written = (cluster["ip_address"], *cluster.get("additional_ip_addresses", ()))
+    return [ip_interface(str(each)) for each in written]
+
+
+def of_each_version(given: list[InterfaceAddress]) -> list[InterfaceAddress]:
+    """The first address of each IP version, in their order."""
+    return list({address.version: address for address in reversed(given)}.values())[::-1]
+
+
+def addresses(table: Document) -> list[InterfaceAddress]:
+    """All of a node at its cable; those of a host beyond the first are dedicated ones, too."""
+    more = table.get("additional_addresses") or table.get("additional_dedicated_ip_addresses")
+    return [ip_interface(each) for each in (table["address"], *(more or ()))]
+
+
+def gateway(interface: InterfaceAddress) -> IPAddress:
     """The router's address in the network of a client behind it: the first that is free."""
-    interface = ip_interface(client["address"])
     return next(address for address in interface.network.hosts() if address != interface.ip)
 
 
-def _addressed(address: InterfaceAddress | str, interface: str = INTERFACE) -> list[str]:
-    """Lines that give an interface its address and switch it on."""
+def _addressed(given: list[InterfaceAddress], interface: str = INTERFACE) -> list[str]:
+    """Lines that give an interface its addresses and switch it on."""
     # Nobody else has it: the wait for duplicates would only cost the lab a second or two.
-    nodad = " nodad" if ip_interface(address).version == 6 else ""
-    return [f"addr add {address} dev {interface}{nodad}", f"link set {interface} up"]
+    lines = [
+        f"addr add {address} dev {interface}{' nodad' if address.version == 6 else ''}"
+        for address in given
+    ]
+    return [*lines, f"link set {interface} up"]
+
+
+def _speaks_ipv6(given: list[InterfaceAddress]) -> bool:
+    return any(address.version == 6 for address in given)
 
 
 def _router(table: Document, bridge: str, behind: list[Document]) -> Node:
-    interface = ip_interface(table["address"])
-    setup = ["link set lo up", *_addressed(interface)]
+    own = addresses(table)
+    setup = ["link set lo up", *_addressed(own)]
     for number, client in enumerate(behind, 1):
-        address = ip_interface(client["address"])
-        setup += _addressed(f"{gateway(client)}/{address.network.prefixlen}", f"eth{number}")
+        nets = addresses(client)
+        at_them = [ip_interface(f"{gateway(each)}/{each.network.prefixlen}") for each in nets]
+        setup += _addressed(at_them, f"eth{number}")
         if client["pool"] is not None:
             # One neighbour for all addresses of a client: 16,384 would overflow the ARP table.
-            setup.append(f"route add {client['pool']} via {address.ip}")
+            setup.append(f"route add {client['pool']} via {nets[0].ip}")
     return Node(
         name=table["name"],
         kind="router",
         port=table["name"],
         bridge=bridge,
-        address=interface.ip,
-        prefix=interface.network.prefixlen,
+        address=own[0].ip,
+        prefix=own[0].network.prefixlen,
         setup=tuple(setup),
         sysctls=(
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv6/conf/all/forwarding", "1"),
         ),
-        ipv6=interface.version == 6,
+        ipv6=_speaks_ipv6(own),
         rules=(STRICT_ARP if table["arp"] == "strict" else "") + (NAT if table["nat"] else ""),
     )
 
 
 def _routed_client(table: Document) -> Node:
-    interface = ip_interface(table["address"])
+    own = addresses(table)
     pool = () if table["pool"] is None else (f"route add local {table['pool']} dev lo",)
     return Node(
         name=table["name"],
         kind="client",
         port=None,
-        address=interface.ip,
-        prefix=interface.network.prefixlen,
+        address=own[0].ip,
+        prefix=own[0].network.prefixlen,
         setup=(
             "link set lo up",
-            *_addressed(interface),
+            *_addressed(own),
             *pool,
-            f"route add default via {gateway(table)}",
+            *(f"route add default via {gateway(each)}" for each in own),
         ),
         # For IPv6 a local route alone allows nobody to use the addresses in it.
         sysctls=(("net/ipv6/ip_nonlocal_bind", "1"),),
-        ipv6=interface.version == 6,
+        ipv6=_speaks_ipv6(own),
     )
 
 
-def _leaf(
-    table: Document,
-    kind: str,
-    bridges: dict[str, str],
-    routers: list[tuple[Document, InterfaceAddress]],
-    document: Document,
-) -> Node:
+def _leaf(table: Document, kind: str, bridges: dict[str, str], document: Document) -> Node:
     """A node with one cable, to a switch, and its default route through the router there."""
-    interface = ip_interface(table["address"])
-    way_out = [router.ip for _, router in routers if router.ip in interface.network]
+    own = addresses(table)
     host = kind == "host"
     name = table["name"]
     return Node(
@@ -226,32 +244,40 @@ def _leaf(
         port=name,
         bridge=bridges[table["switch"]],
         host_id=table["id"] if host else None,
-        address=interface.ip,
-        prefix=interface.network.prefixlen,
+        address=own[0].ip,
+        prefix=own[0].network.prefixlen,
         setup=(
             "link set lo up",
-            *_addressed(interface),
-            *_routes(document, interface.network, way_out),
+            *_addressed(own),
+            *dict.fromkeys(route for each in own for route in _routes(document, each.network)),
         ),
         cluster_ip_address=_primary(document) if host else None,
         services=_services(document, name) if host else (),
         config=config_toml(document, table) if host else "",
         starts=table.get("initial_state", "started") == "started",
-        ipv6=interface.version == 6,
+        ipv6=_speaks_ipv6(own),
     )
 
 
-def _routes(document: Document, network: IPNetwork, way_out: list[IPAddress]) -> tuple[str, ...]:
-    """Default through the first router; through the others only what lies behind them."""
-    routes = [f"route add default via {way_out[0]}"] if way_out else []
-    for router in document["router"]:
-        address = ip_interface(router["address"]).ip
-        if address in network and address not in way_out[:1] and not router["nat"]:
-            for client in document["client"]:
-                if client["router"] == router["name"]:
-                    behind = ip_interface(client["address"]).network
-                    routes.append(f"route add {behind} via {address}")
-    return tuple(routes)
+def _routes(document: Document, network: IPNetwork) -> list[str]:
+    """Default through the first router there; through the others only what lies behind them."""
+    here = [
+        (router, address.ip)
+        for router in document["router"]
+        for address in addresses(router)
+        if address.ip in network
+    ]
+    routes = [f"route add default via {here[0][1]}"] if here else []
+    for router, at in here[1:]:
+        if not router["nat"]:
+            routes += [
+                f"route add {behind.network} via {at}"
+                for client in document["client"]
+                if client["router"] == router["name"]
+                for behind in addresses(client)
+                if behind.version == at.version
+            ]
+    return routes
 
 
 def _services(document: Document, host: str) -> tuple[tuple[str, int], ...]:

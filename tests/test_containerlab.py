@@ -42,7 +42,14 @@ OWN = {
     ],
 }
 
-HOSTS = [{"id": 3, "address": "10.7.0.3/24"}]
+NO_RULES = {**OWN, "port_rule": [], "host": [{"id": 3, "address": "10.7.0.3/24"}]}
+BOTH = {
+    "lab": {"name": "both", "hosts": 2},
+    "cluster": {
+        "ip_address": "10.1.0.100/24",
+        "additional_ip_addresses": ["2001:db8:1::100/64"],
+    },
+}
 OWN6 = json.loads(re.sub(r"10\.(\d+)\.0\.(\d+)/24", r"2001:db8:\1::\2/64", json.dumps(OWN)))
 
 
@@ -63,8 +70,8 @@ def plan(document: Document) -> Any:
 @pytest.mark.parametrize("machines", [(), TWO_MACHINES])
 @pytest.mark.parametrize(
     "document",
-    [usual(), own(), usual(ipv6=True), own(OWN6), own({**OWN, "port_rule": [], "host": HOSTS})],
-    ids=["usual", "own", "usual6", "own6", "no rules"],
+    [usual(), own(), usual(ipv6=True), own(OWN6), own(BOTH), own(NO_RULES)],
+    ids=["usual", "own", "usual6", "own6", "both", "no rules"],
 )
 def test_what_is_exported_is_read_back(
     tmp_path: Path, document: Document, machines: tuple[IPv4Address, ...]
