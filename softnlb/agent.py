@@ -96,8 +96,8 @@ class Agent:
         self.control = control or ControlServer(socket_path(config))
         self._answers = Answers(self)
         self.control.handler = self._answers.answer
-        self._remote: RemoteControl | None = None
-        self.open_remote()
+        self.remote = RemoteControl(self, self._answers.answer, self._loop)
+        self.remote.open()
         self._loop.register(self.control, selectors.EVENT_READ, self.control.handle)
         self._signals = Signals()
         self._loop.register(self._signals, selectors.EVENT_READ, self._signalled)
@@ -123,8 +123,7 @@ class Agent:
     def close(self) -> None:
         """Let go of what every agent has, started or not."""
         self.control.close()
-        if self._remote is not None:
-            self._remote.close()
+        self.remote.close()
         self._sockets.close()
         self._signals.close()
         self._loop.close()
@@ -139,6 +138,7 @@ class Agent:
             self._next_check_ms if serving else None,
             self._probes.next_deadline_ms(),
             self._notifier.next_deadline_ms(),
+            self.remote.next_deadline_ms(),
         ]
         deadline_ms = min(at_ms for at_ms in deadlines if at_ms is not None)
         for key, _ in self._loop.select(max(0, deadline_ms - boot_ms()) / 1000):
@@ -156,6 +156,7 @@ class Agent:
             self._next_check_ms = now_ms + CHECK_MS
             self._probes.meet(self.config, self.machine, now_ms)
             self._look_after()
+        self.remote.advance(now_ms)
         self.changes.after_step()
         self._notifier.advance(now_ms)
 
@@ -317,20 +318,10 @@ class Agent:
         """Read the configuration again; returns what was done about it."""
         return reload(self)
 
-    def open_remote(self) -> None:
-        """Listen for remote control as the configuration says, or no longer."""
-        if self._remote is not None:
-            self._loop.unregister(self._remote)
-            self._remote.close()
-            self._remote = None
-        if self.config.remote_control_port is not None:
-            self._remote = RemoteControl(self, self._answers.answer)
-            self._loop.register(self._remote, selectors.EVENT_READ, self._remote.handle)
-
     def adopt(self, fresh: ClusterConfig) -> None:
         """Leave the cluster, when in it, and join again as the fresh configuration says."""
         self.config = fresh
-        self.open_remote()
+        self.remote.open()
         if self.serving is None:
             self._new_machine()
             return

@@ -180,7 +180,7 @@ class Changes:
         self._probes_changed = bool(before.health_probes or agent.config.health_probes)
         if before.remote_control_port != agent.config.remote_control_port:
             try:
-                agent.open_remote()
+                agent.remote.open()
             except SoftnlbError as error:
                 text = f"Remote control does not work: {error}"
                 agent.tell(LogEvent("remote-control-failed", Severity.ERROR, text))

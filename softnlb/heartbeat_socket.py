@@ -48,18 +48,11 @@ class HeartbeatSocket:
         try:
             attach_filter(self._socket, _cluster_filter(cluster_ip_address))
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            self._enlarge()
+            enlarge(self._socket, RECEIVE_BUFFER_BYTES)
             self._socket.bind((interface, ETHERTYPE))
         except BaseException:
             self._socket.close()
             raise
-
-    def _enlarge(self) -> None:
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
-        except PermissionError:
-            # In a user namespace only as far as net.core.rmem_max allows.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
 
     def fileno(self) -> int:
         """For a selector."""
@@ -125,6 +118,15 @@ def _cluster_filter(address: IPv4Address) -> list[tuple[int, int, int, int]]:
         (give, 0, 0, everything),
         (give, 0, 0, 0),
     ]
+
+
+def enlarge(opened: socket.socket, buffer_bytes: int) -> None:
+    """Room for what comes while nobody reads."""
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+    except PermissionError:
+        # In a user namespace only as far as net.core.rmem_max allows.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
 
 
 def attach_filter(opened: socket.socket, program: list[tuple[int, int, int, int]]) -> None:

@@ -1,14 +1,19 @@
 """Remote control, the host's end: the verbs of NLB for whoever has the cluster key.
 
-Bounded whatever comes: a handful of datagrams per turn of the loop, so many verifications per
-second and source, tables of tickets and sources that never grow.  Silence to everything that is
-not authentic.
+Bounded whatever comes: work for a moment, then rest, and nothing remembered of whoever has no
+key.  Silence to everything that is not authentic; what forged datagrams displace in the socket's
+buffer is asked again.
 """
 
+import hmac
 import secrets
+import selectors
 import socket
 import struct
+import time
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +23,7 @@ from convergence.events import LogEvent, Severity
 from convergence.rules import IPAddress
 from convergence.telling import Rarely
 from softnlb.control import Handler, respond
+from softnlb.heartbeat_socket import enlarge
 from softnlb.kernel import one_sentence
 from softnlb.remote_frame import (
     DATAGRAM_MAX_BYTES,
@@ -35,16 +41,16 @@ if TYPE_CHECKING:
 
 QUESTIONS = frozenset({"query", "queryport"})
 
-PER_TURN = 8
-PER_SECOND = 100
-"""Datagrams of one source.  What others send, under whatever address, takes nothing of that."""
+WORK_S, REST_MS = 0.004, 4
+"""So long in one go, then so long for everything else: half a processor at the most."""
 
-VERIFIED_PER_SECOND = 2000
-"""Datagrams in all: some hundredths of a processor."""
+RECEIVE_BUFFER_BYTES = 1 << 20
+"""What comes at 20,000 datagrams per second while the agent is busy for 50 ms."""
 
-SOURCES_MAX = 1024
-TICKETS_MAX = 64
 TICKET_MS = 10_000
+"""For so long, or for twice as long, a ticket is good."""
+
+OBEYED_MAX = 1024
 REPEATS_MAX = 10
 """An answer that was lost is sent again; the order is carried out once."""
 
@@ -64,11 +70,9 @@ _REFUSALS = {
 
 
 @dataclass(slots=True)
-class _Ticket:
-    ticket: bytes
-    client: Client
+class _Obeyed:
+    answer: bytes
     until_ms: int
-    answer: bytes | None = None
     repeats: int = 0
 
 
@@ -85,6 +89,7 @@ def _opened(interface: str, port: int) -> socket.socket:
             opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         else:
             opened.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        enlarge(opened, RECEIVE_BUFFER_BYTES)
         opened.bind(("", port))
     except BaseException:
         opened.close()
@@ -110,70 +115,62 @@ def _unmapped(address: IPv6Address) -> IPAddress:
     return address.ipv4_mapped or address
 
 
-class _Allowance:
-    """So many per second, and as many at once after a second of silence."""
-
-    __slots__ = ("_counted_ms", "_left", "_per_second")
-
-    def __init__(self, per_second: int, now_ms: int) -> None:
-        self._per_second = per_second
-        self._left = float(per_second)
-        self._counted_ms = now_ms
-
-    def take(self, now_ms: int) -> bool:
-        """One more, when there is one left."""
-        gained = (now_ms - self._counted_ms) * self._per_second / 1000
-        self._counted_ms = now_ms
-        self._left = min(self._per_second, self._left + gained)
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class RemoteControl:
-    """A UDP socket on the cluster interface; ``fileno`` is readable when something came.
+    """A UDP socket on the cluster interface, which a selector watches but while this rests."""
 
-    Raises MachineError when the port cannot be had.
-    """
-
-    def __init__(self, agent: "Agent", handler: Handler) -> None:
+    def __init__(self, agent: "Agent", handler: Handler, loop: selectors.BaseSelector) -> None:
         """``agent`` has the configuration in force; ``handler`` carries out the verbs."""
         self._agent = agent
         self._handler = handler
+        self._loop = loop
         self._now_ms = agent.now_ms
         self._tell = agent.tell
         self._rarely = Rarely()
-        self._tickets: dict[bytes, _Ticket] = {}
-        self._allowance = _Allowance(VERIFIED_PER_SECOND, agent.now_ms())
-        self._sources: dict[str, _Allowance] = {}
-        with one_sentence():
-            self._socket = _opened(agent.config.interface, agent.config.remote_control_port or 0)
+        self._secret = secrets.token_bytes(32)
+        self._obeyed: dict[bytes, _Obeyed] = {}
+        self._rests_until_ms: int | None = None
+        self._socket: socket.socket | None = None
 
-    def fileno(self) -> int:
-        """For a selector."""
-        return self._socket.fileno()
+    def open(self) -> None:
+        """Listen as the configuration says, or no longer.
 
-    def handle(self) -> None:
-        """Take what has come, a handful at a time."""
-        for _ in range(PER_TURN):
+        Raises MachineError when the port cannot be had.
+        """
+        self.close()
+        config = self._agent.config
+        if config.remote_control_port is not None:
+            with one_sentence():
+                self._socket = _opened(config.interface, config.remote_control_port)
+            self._listen(self._socket)
+
+    def _listen(self, opened: socket.socket) -> None:
+        self._loop.register(opened, selectors.EVENT_READ, partial(self._handle, opened))
+
+    def next_deadline_ms(self) -> int | None:
+        """When the rest ends."""
+        return self._rests_until_ms
+
+    def advance(self, now_ms: int) -> None:
+        """Listen again after a rest."""
+        if self._socket and self._rests_until_ms is not None and now_ms >= self._rests_until_ms:
+            self._rests_until_ms = None
+            self._listen(self._socket)
+
+    def _handle(self, opened: socket.socket) -> None:
+        until_s = time.thread_time() + WORK_S
+        while time.thread_time() < until_s:
             try:
-                data, ancillary, _flags, client = self._socket.recvmsg(
+                data, ancillary, _flags, client = opened.recvmsg(
                     DATAGRAM_MAX_BYTES + 1, socket.CMSG_SPACE(_PKTINFO6_BYTES)
                 )
             except OSError:  # nothing more, or an ICMP error of an earlier answer
                 return
-            if self._may_work(client[0]) and self._is_for_us(ancillary):
-                self._take(data, client)
-
-    def _may_work(self, source: str) -> bool:
-        """Whether this source, and all together, have sent less than they may."""
-        now_ms = self._now_ms()
-        own = self._sources.pop(source, None) or _Allowance(PER_SECOND, now_ms)
-        self._sources[source] = own
-        if len(self._sources) > SOURCES_MAX:
-            del self._sources[next(iter(self._sources))]
-        return own.take(now_ms) and self._allowance.take(now_ms)
+            answer = self._answer(data, ancillary, client)
+            if answer is not None:
+                with suppress(OSError):  # as a datagram lost on the way: the client asks again
+                    opened.sendto(answer, client)
+        self._loop.unregister(opened)
+        self._rests_until_ms = self._now_ms() + REST_MS
 
     def _is_for_us(self, ancillary: list[tuple[int, int, bytes]]) -> bool:
         """To a cluster or dedicated IP address, or to everybody on the subnet of one."""
@@ -185,31 +182,40 @@ class RemoteControl:
             known.add(dedicated.network.broadcast_address)
         return _destination(ancillary) in known
 
-    def _take(self, data: bytes, client: Client) -> None:
+    def _answer(
+        self, data: bytes, ancillary: list[tuple[int, int, bytes]], client: Client
+    ) -> bytes | None:
         keys = self._agent.config.keyring.keys
         try:
             datagram = decode(data, keys)
         except RemoteError as error:
             if error.why in _REFUSALS:
-                self._tell_refusal(_name(client), _REFUSALS[error.why])
-            return
-        key_id = int.from_bytes(data[8:12], "little")
-        key = next(key for key in keys if key.id == key_id)
-        self._forget_old()
+                self._tell_refusal(client, _REFUSALS[error.why])
+            return None
+        if not self._is_for_us(ancillary):
+            return None
+        key = next(key for key in keys if key.id == int.from_bytes(data[8:12], "little"))
         if datagram.kind is Kind.HELLO and self._is_meant(datagram.body):
-            made = self._ticket(datagram.question, client)
-            self._send(
-                encode(self._from_us(Kind.TICKET, datagram.question, made.ticket), key), made
-            )
-        elif datagram.kind is Kind.ORDER:
-            made_for = self._tickets.get(datagram.question)
-            if made_for is None or (made_for.ticket, made_for.client) != (datagram.ticket, client):
-                return
-            if made_for.answer is None:
-                answer = self._from_us(Kind.ANSWER, datagram.question, datagram.ticket)
-                answer.body.update(self._obey(datagram.body, _name(client)))
-                made_for.answer = encode(answer, key)
-            self._send(made_for.answer, made_for)
+            ticket = self._ticket(datagram.question, client)
+            return encode(self._from_us(Kind.TICKET, datagram.question, ticket), key)
+        if datagram.kind is Kind.ORDER and self._gave(datagram, client):
+            return self._obey_once(datagram, client, key)
+        return None
+
+    def _obey_once(self, order: Datagram, client: Client, key: Key) -> bytes | None:
+        now_ms = self._now_ms()
+        for question in [q for q, obeyed in self._obeyed.items() if obeyed.until_ms <= now_ms]:
+            del self._obeyed[question]
+        obeyed = self._obeyed.get(order.question)
+        if obeyed is None:
+            if len(self._obeyed) >= OBEYED_MAX:
+                return None
+            answer = self._from_us(Kind.ANSWER, order.question, order.ticket)
+            answer.body.update(self._obey(order.body, _name(client)))
+            obeyed = _Obeyed(encode(answer, key), now_ms + 2 * TICKET_MS)
+            self._obeyed[order.question] = obeyed
+        obeyed.repeats += 1
+        return obeyed.answer if obeyed.repeats <= REPEATS_MAX else None
 
     def _from_us(self, kind: Kind, question: bytes, ticket: bytes) -> Datagram:
         return Datagram(kind, question, ticket, self._agent.config.host_id, {})
@@ -221,21 +227,18 @@ class RemoteControl:
         ours = ["all", str(config.host_id), *map(str, config.dedicated_ip_addresses)]
         return body.get("host") in ours
 
-    def _ticket(self, question: bytes, client: Client) -> _Ticket:
-        """One per question: a HELLO that is played again costs nothing and gains nothing."""
-        found = self._tickets.get(question)
-        if found is None:
-            if len(self._tickets) >= TICKETS_MAX:
-                del self._tickets[next(iter(self._tickets))]
-            until_ms = self._now_ms() + TICKET_MS
-            found = _Ticket(secrets.token_bytes(NONCE_BYTES), client, until_ms)
-            self._tickets[question] = found
-        return found
+    def _ticket(self, question: bytes, client: Client, before: int = 0) -> bytes:
+        """Of this client now, or so many times TICKET_MS ago.
 
-    def _forget_old(self) -> None:
-        now_ms = self._now_ms()
-        for question in [q for q, ticket in self._tickets.items() if ticket.until_ms <= now_ms]:
-            del self._tickets[question]
+        It follows from what it is for: a HELLO leaves nothing behind, however often it is played
+        again, so many of them displace nothing.
+        """
+        meant = repr((question, client, self._now_ms() // TICKET_MS - before)).encode()
+        return hmac.digest(self._secret, meant, "sha256")[:NONCE_BYTES]
+
+    def _gave(self, order: Datagram, client: Client) -> bool:
+        good = (self._ticket(order.question, client, before) for before in (0, 1))
+        return order.ticket in good
 
     def _obey(self, body: dict[str, Any], client: str) -> dict[str, Any]:
         verb = body.get("verb")
@@ -255,21 +258,16 @@ class RemoteControl:
     def _any_key(self) -> Key:
         return self._agent.config.keyring.keys[0]
 
-    def _send(self, data: bytes, ticket: _Ticket) -> None:
-        if ticket.repeats >= REPEATS_MAX:
-            return
-        ticket.repeats += 1
-        try:
-            self._socket.sendto(data, ticket.client)
-        except OSError:  # as a datagram lost on the way: the client asks again
-            return
-
-    def _tell_refusal(self, client: str, why: str) -> None:
-        if self._rarely.may_tell("remote-control-refused", client.encode(), self._now_ms()):
-            text = f"Remote control from {client} refused: {why}."
-            fields: dict[str, object] = {"client": client}
+    def _tell_refusal(self, client: Client, why: str) -> None:
+        if self._rarely.may_tell("remote-control-refused", client[0].encode(), self._now_ms()):
+            text = f"Remote control from {_name(client)} refused: {why}."
+            fields: dict[str, object] = {"client": _name(client)}
             self._tell(LogEvent("remote-control-refused", Severity.WARNING, text, fields))
 
     def close(self) -> None:
-        """No error when called twice."""
-        self._socket.close()
+        """Listen no longer."""
+        if self._socket is not None:
+            if self._rests_until_ms is None:
+                self._loop.unregister(self._socket)
+            self._socket.close()
+        self._socket = self._rests_until_ms = None

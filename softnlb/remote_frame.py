@@ -26,6 +26,7 @@ import json
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cache
 from typing import Any
 
 from convergence.auth import Key
@@ -110,5 +111,9 @@ def decode(data: bytes, keys: tuple[Key, ...]) -> Datagram:
 
 
 def _mac(covered: bytes, key: Key) -> bytes:
-    derived = hmac.digest(key.secret, _PURPOSE, "sha256")
-    return hmac.digest(derived, covered, "sha256")
+    return hmac.digest(_derived(key.secret), covered, "sha256")
+
+
+@cache
+def _derived(secret: bytes) -> bytes:
+    return hmac.digest(secret, _PURPOSE, "sha256")

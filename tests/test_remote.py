@@ -3,10 +3,17 @@
 import json
 import os
 import secrets
+import select
+import selectors
 import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +21,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convergence.auth import Key, sign
-from softnlb.remote import PER_SECOND, SOURCES_MAX, VERIFIED_PER_SECOND, RemoteControl
+from convergence.auth import Authentication, Key, Keyring, sign
+from softnlb.remote import RemoteControl
 from softnlb.remote_frame import Datagram, Kind, RemoteError, decode, encode
 from tests.netns import Namespace, Segment, wait_for
 from tests.test_agent import VIP, Host, start_all
@@ -254,31 +261,144 @@ def test_only_the_verbs_of_remote_control_are_obeyed(places):
     asker.socket.close()
 
 
-def test_a_flood_costs_little_and_the_cluster_goes_on(places):
-    hosts, client = places
-    before = [host.ask("query")["convergence_count"] for host in hosts]
-    asker = Asker(client)
-    flood = encode(Datagram(Kind.HELLO, QUESTION, body={"cluster": VIP, "host": "all"}), OTHER)
-    for _ in range(20_000):
-        asker.send(flood)
-    assert [host.ask("query")["convergence_count"] for host in hosts] == before
-    wait_for(lambda: softnlb(hosts[0], "query", f"{VIP}:2").returncode == 0, timeout_s=10)
-    asker.socket.close()
+def forge(to: Host, per_second: int, running: threading.Event) -> int:
+    """Datagrams under every address of the subnet, with a wrong key, to one host; how many.
+
+    Inside the namespace of the client.
+    """
+    (link,) = json.loads(to.node.run("ip -json link show eth0"))
+    data = encode(Datagram(Kind.HELLO, QUESTION, body={"cluster": VIP, "host": "all"}), OTHER)
+    header = bytes.fromhex(link["address"].replace(":", "")) + b"\x02bad!!\x08\x00"
+    frames = []
+    for source in range(1, 255):
+        addresses = bytes((10, 1, 0, source, 10, 1, 0, to.host_id))
+        ip = struct.pack("!BBHIBBH8s", 0x45, 0, 28 + len(data), 0, 64, 17, 0, addresses)
+        total = sum(struct.unpack("!10H", ip))
+        checksum = 0xFFFF - (total + total // 0x10000) % 0x10000
+        ip = ip[:10] + checksum.to_bytes(2, "big") + ip[12:]
+        udp = struct.pack("!4H", 1024 + 251 * source % 60_000, 2504, 8 + len(data), 0)
+        frames.append(header + ip + udp + data)
+    sent, began_s = 0, time.monotonic()
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as mouth:
+        mouth.bind(("eth0", 0))
+        while running.is_set():
+            due = int((time.monotonic() - began_s) * per_second)
+            for number in range(sent, due):
+                mouth.send(frames[number % len(frames)])
+            sent = max(sent, due)
+            select.select([], [], [], 0.002)
+    return int(sent / (time.monotonic() - began_s))
 
 
-def test_the_flood_of_one_source_takes_nothing_from_another():
-    """At one moment: a hundred datagrams of each, and a bounded number of all together."""
-    config = SimpleNamespace(interface="lo", remote_control_port=None)
-    agent = SimpleNamespace(config=config, now_ms=lambda: 0, tell=None)
-    control = RemoteControl(agent, lambda verb, arguments: {})
+def used_s(host: Host) -> float:
+    """Of a processor, by the agent."""
+    fields = Path(f"/proc/{host.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Alone:
+    """Remote control on the loopback interface, with a clock that stands still."""
+
+    def __init__(self, node: Namespace) -> None:
+        self.orders: list[str] = []
+        self._node = node
+        config = SimpleNamespace(
+            interface="lo",
+            remote_control_port=2504,
+            keyring=Keyring((KEY,), Authentication.ENFORCE),
+            host_id=1,
+            cluster_ip_addresses=(ip_interface("127.0.0.1/8"),),
+            dedicated_ip_address=ip_interface("127.0.0.1/8"),
+            dedicated_ip_addresses=(ip_address("127.0.0.1"),),
+        )
+        agent = SimpleNamespace(config=config, now_ms=lambda: 1000, tell=lambda event: None)
+        self._loop = selectors.DefaultSelector()
+        self.control = RemoteControl(agent, self._obey, self._loop)
+        node.call(self.control.open)
+
+    def _obey(self, verb: str, arguments: object) -> dict[str, object]:
+        self.orders.append(verb)
+        return {}
+
+    def turn(self) -> None:
+        """All that has come."""
+        while found := self._loop.select(0):
+            for key, _ in found:
+                key.data()
+            self.control.advance(1_000_000)
+
+    def asker(self, source: str) -> socket.socket:
+        """A client."""
+        made = self._node.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        made.bind((source, 0))
+        made.connect(("127.0.0.1", 2504))
+        made.setblocking(False)
+        return made
+
+    def close(self) -> None:
+        """Its sockets."""
+        self.control.close()
+        self._loop.close()
+
+
+@pytest.mark.parametrize("key", [OTHER, KEY], ids=["forged", "recorded"])
+def test_what_others_send_displaces_no_order(key):
+    """3,000 datagrams from 100 addresses at one moment, before the question and the order."""
+    node = Namespace("alone")
+    alone = Alone(node)
+    others = [alone.asker(f"127.0.1.{place}") for place in range(1, 101)]
+    client, question = alone.asker("127.0.0.9"), secrets.token_bytes(16)
+
+    def disturb() -> None:
+        body = {"cluster": "127.0.0.1", "host": "1"}
+        for _ in range(30):
+            for other in others:
+                data = Datagram(Kind.HELLO, secrets.token_bytes(16), body=body)
+                other.send(encode(data, key))
+            alone.turn()
+
     try:
-        assert sum(control._may_work("10.1.0.66") for _ in range(5000)) == PER_SECOND
-        assert sum(control._may_work("10.1.0.1") for _ in range(5000)) == PER_SECOND
-        many = [f"10.2.{place // 250}.{place % 250}" for place in range(5000)]
-        assert sum(map(control._may_work, many)) == VERIFIED_PER_SECOND - 2 * PER_SECOND
-        assert len(control._sources) <= SOURCES_MAX
+        disturb()
+        body = {"cluster": "127.0.0.1", "host": "1"}
+        client.send(encode(Datagram(Kind.HELLO, question, body=body), KEY))
+        alone.turn()
+        ticket = decode(client.recv(9000), (KEY,)).ticket
+        disturb()
+        order = encode(Datagram(Kind.ORDER, question, ticket, body={"verb": "stop"}), KEY)
+        for _ in range(20):
+            client.send(order)
+        others[0].send(order)
+        alone.turn()
+        answers = [decode(client.recv(9000), (KEY,)).body["ok"] for _ in range(10)]
+        assert (answers, alone.orders) == ([True] * 10, ["stop"])
+        with pytest.raises(BlockingIOError):
+            client.recv(9000)
     finally:
-        control.close()
+        for opened in (client, *others):
+            opened.close()
+        alone.close()
+        node.close()
+
+
+@pytest.mark.parametrize("per_second", [2_000, 20_000])
+def test_orders_are_obeyed_in_a_flood_under_forged_addresses(places, per_second):
+    hosts, client = places
+    wait_for(lambda: all(host.state() == "converged" for host in hosts))
+    before = [host.ask("query")["convergence_count"] for host in hosts]
+    running = threading.Event()
+    running.set()
+    with ThreadPoolExecutor() as pool:
+        flood = pool.submit(client.call, forge, hosts[1], per_second, running)
+        try:
+            began_s, cpu_s = time.monotonic(), used_s(hosts[1])
+            asked = [softnlb(hosts[0], "query", f"{VIP}:2") for _ in range(4)]
+            cores = (used_s(hosts[1]) - cpu_s) / (time.monotonic() - began_s)
+        finally:
+            running.clear()
+    assert flood.result() > 0.7 * per_second
+    assert [done.stderr for done in asked] == [""] * 4
+    assert cores < 0.75
+    assert [host.ask("query")["convergence_count"] for host in hosts] == before
 
 
 def test_hosts_with_ipv6_addresses_alone_obey_too(tmp_path):

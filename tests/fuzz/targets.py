@@ -3,6 +3,7 @@
 import hmac
 import json
 import select
+import selectors
 import socket
 import struct
 import tomllib
@@ -260,6 +261,16 @@ class _Wire:
         return lambda *_: None
 
 
+class _Loop:
+    """In place of a selector: what to call when something came."""
+
+    def register(self, _: object, __: int, heard: Callable[[], None]) -> None:
+        self.heard = heard
+
+    def unregister(self, _: object) -> None:
+        pass
+
+
 class Remote:
     """The host's end of remote control, with the agent behind the control socket."""
 
@@ -272,13 +283,17 @@ class Remote:
         keyring = Keyring((KEY,), Authentication.ENFORCE)
         config = replace(self.agent.config, keyring=keyring, remote_control_port=2504)
         host = SimpleNamespace(config=config, now_ms=lambda: self.now_ms, tell=lambda _: None)
-        self.end = RemoteControl(cast(Agent, host), Answers(self.agent).answer)
+        self.loop = _Loop()
+        loop = cast(selectors.BaseSelector, self.loop)
+        self.end = RemoteControl(cast(Agent, host), Answers(self.agent).answer, loop)
+        self.end.open()
 
     def _answers(self, data: bytes) -> list[Datagram]:
         self.now_ms += 1000
         self.wire.coming.append(data)
         self.wire.sent.clear()
-        self.end.handle()
+        self.end.advance(self.now_ms)
+        self.loop.heard()
         return [decode(sent, (KEY,)) for sent in self.wire.sent]
 
     def __call__(self, data: bytes) -> None:
