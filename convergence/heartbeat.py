@@ -52,11 +52,21 @@ CODE_TAG = 0xF0
 SEQUENCE_TAG = 0x0F
 
 _HEAD = struct.Struct("<III4s4sHHHHI")
-_TAIL = struct.Struct("<II33I33Q33Q33Q33Q33I4sBBBBIIQ8s")
+_SAID = "4sBBBBIIQ8s"
+
+
+def _tail(slots: int) -> struct.Struct:
+    """Codes, four maps and weights of so many slots and zeros up to 33, and what the host says."""
+    codes = f"{slots}I{4 * (SLOTS_MAX - slots)}x"
+    maps = f"{slots}Q{8 * (SLOTS_MAX - slots)}x"
+    return struct.Struct(f"<8x{codes}{4 * maps}{codes}{_SAID}")
+
+
+_TAILS = tuple(map(_tail, range(SLOTS_MAX + 1)))
 _VARIES = struct.Struct("<QII32s32sB3s")
 _HEAD_BYTES = _HEAD.size
 _TAIL_OFFSET = _HEAD_BYTES + 4
-_VARIES_OFFSET = _TAIL_OFFSET + _TAIL.size
+_VARIES_OFFSET = _TAIL_OFFSET + _TAILS[0].size
 _PACKETS = struct.Struct("<I")
 _SIGNATURE = SIGNATURE.to_bytes(4, "little")
 _NO_MAC = bytes(MAC_BYTES)
@@ -156,6 +166,10 @@ class Heartbeat:
         self.accepts = accepts
         self.listened = listened
 
+    def hears(self, index: int, tag: int) -> bool:
+        """True when the sender hears the host at this place under this ``code_tag``."""
+        return self.ages[index] != AGE_NONE and self.tags[index] & CODE_TAG == tag
+
 
 def code_tag(host_code: int, joining: bool = False) -> int:
     """Four bits of a host code in the high half of a byte; inverted while the host is joining."""
@@ -181,22 +195,13 @@ def pack_statement(statement: Statement) -> Statement:
         slots,
         said.host_code,
     )
-    pad = (0,) * (SLOTS_MAX - slots)
-    tail = _TAIL.pack(
-        0,
-        0,
+    tail = _TAILS[slots].pack(
         *said.rule_codes,
-        *pad,
         *said.current,
-        *pad,
         *said.new,
-        *pad,
         *said.idle,
-        *pad,
         *said.ready,
-        *pad,
         *said.weights,
-        *pad,
         MAGIC,
         EXTENSION_VERSION,
         said.phase,
@@ -310,14 +315,15 @@ def _decode_statement(payload: bytes) -> Statement:
         raise HeartbeatError("host-id", "zero-based host ids out of range")
     if not 1 <= slots <= SLOTS_MAX:
         raise HeartbeatError("slots", f"{slots} rule slots")
-    values = _TAIL.unpack_from(payload, _TAIL_OFFSET)
-    maps = values[35:167]
+    values = _TAILS[slots].unpack_from(payload, _TAIL_OFFSET)
+    codes, maps, weights = values[:slots], values[slots : 5 * slots], values[5 * slots : 6 * slots]
     if max(maps) > ALL_BUCKETS:
         raise HeartbeatError("map", "a map has more than 60 buckets")
-    weights = values[167:200]
     if max(weights) > 100:
         raise HeartbeatError("weight", "a load weight is above 100")
-    _magic, extension, phase, flags, zero, generation, view, view_digest, config = values[200:]
+    _magic, extension, phase, flags, zero, generation, view, view_digest, config = values[
+        6 * slots :
+    ]
     if extension != EXTENSION_VERSION:
         raise HeartbeatError("version", f"extension version {extension}")
     if phase > PHASE_MAX or flags & ~FLAGS_ALL or zero:
@@ -330,12 +336,12 @@ def _decode_statement(payload: bytes) -> Statement:
         dedicated,
         code,
         default + 1,
-        values[2 : 2 + slots],
+        codes,
         maps[:slots],
-        maps[33 : 33 + slots],
-        maps[66 : 66 + slots],
-        maps[99 : 99 + slots],
-        weights[:slots],
+        maps[slots : 2 * slots],
+        maps[2 * slots : 3 * slots],
+        maps[3 * slots :],
+        weights,
         phase,
         flags,
         generation,

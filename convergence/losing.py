@@ -1,8 +1,8 @@
 """Losing members: the silent, the deaf, and one of two that cannot hear each other."""
 
 from convergence.events import ProbeHost, Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, CODE_TAG, address
-from convergence.peers import Peer
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, address
+from convergence.peers import Peer, Word
 from convergence.phases import change_view
 from convergence.rules import HOST_ID_MAX
 from convergence.stages import Stage
@@ -14,7 +14,13 @@ FORGET_PERIODS = 2
 
 def newest_ms(state: State, peer: Peer) -> int:
     """When anybody whose view holds this member heard it last, as far as I know."""
-    return max(peer.received_ms, *peer.vouched.values(), NEVER)
+    newest = max(peer.received_ms, *peer.vouched.values(), NEVER)
+    own_name = (peer.host_id, peer.code)
+    for name, word in state.words.items():
+        heard_ms = word.heard_ms(peer, state.death_ms)
+        if heard_ms is not None and name != own_name:
+            newest = max(newest, heard_ms)
+    return newest
 
 
 def note_word(state: State, witness: Peer) -> None:
@@ -23,18 +29,22 @@ def note_word(state: State, witness: Peer) -> None:
     Its word made their leases longer, so it counts even if the witness then leaves, dies or is
     restarted.  It takes its word back by dropping a member from its view: that one has let go.
     """
-    # Done for every frame: no call that can be spared.
-    view = witness.statement.view
-    ages, tags = witness.heartbeat.ages, witness.heartbeat.tags
+    # Done for every frame, so most often one assignment: among many hosts the cost of a frame is
+    # what a convergence waits for.
     name = (witness.host_id, witness.code)
+    word = Word(witness.heartbeat, witness.received_ms)
+    before = state.words.get(name)
+    state.words[name] = word
+    if before is None or (before.names == word.names and before.view == word.view):
+        return
+    dropped, renamed = before.view & ~word.view, before.names ^ word.names
     for peer in state.view.values():
-        index = peer.index
-        if not view & peer.bit:
+        if dropped & peer.bit:
             peer.vouched.pop(name, None)
-        elif ages[index] != AGE_NONE and tags[index] & CODE_TAG == peer.tag and peer is not witness:
-            heard_ms = witness.received_ms - ages[index] * state.death_ms // AGE_UNITS
-            if heard_ms > peer.vouched.get(name, NEVER):
-                peer.vouched[name] = heard_ms
+        elif renamed >> 8 * peer.index & 0xFF and peer is not witness:
+            heard_ms = before.heard_ms(peer, state.death_ms)
+            if heard_ms is not None:
+                peer.vouched[name] = max(heard_ms, peer.vouched.get(name, NEVER))
 
 
 def judge(state: State) -> None:
@@ -166,6 +176,8 @@ def _is_broken(state: State, host_id: int) -> bool:
 
 def _forget_silent(state: State) -> None:
     limit_ms = state.now_ms - FORGET_PERIODS * state.death_ms
+    for name in [name for name, word in state.words.items() if word.received_ms < limit_ms]:
+        del state.words[name]
     for peer in state.view.values():
         if len(peer.vouched) > HOST_ID_MAX:
             peer.vouched = {one: ms for one, ms in peer.vouched.items() if ms >= limit_ms}

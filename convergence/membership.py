@@ -167,6 +167,14 @@ def admit(state: State) -> None:
 
 def _admissible(state: State) -> list[Peer]:
     """The candidates that may all become members now, in the order of their ids."""
+    # After a loss there is a candidate for a while, the lost one: nothing dear before it is lively.
+    lively = [
+        peer
+        for peer in state.candidates
+        if peer.counts and state.now_ms - peer.received_ms < 2 * state.period_ms
+    ]
+    if not lively:
+        return lively
     heard, index, tag = state.heard, state.index, state.tag
     common = -1
     replaced = 0
@@ -177,10 +185,8 @@ def _admissible(state: State) -> list[Peer]:
             replaced |= member.bit
     others = state.others
     found: list[Peer] = []
-    for peer in sorted(state.candidates, key=lambda one: one.host_id):
-        if not peer.counts or not common & peer.bit or replaced & ~peer.bit:
-            continue
-        if state.now_ms - peer.received_ms >= 2 * state.period_ms:
+    for peer in sorted(lively, key=lambda one: one.host_id):
+        if not common & peer.bit or replaced & ~peer.bit:
             continue
         needed = (state.bit | others) & ~peer.bit
         mask = heard.hears(peer, index, tag)

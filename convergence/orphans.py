@@ -100,6 +100,8 @@ def recompute(state: State) -> None:
         *(peer for peer in strangers if now_ms - peer.received_ms < state.death_ms),
         *state.lost.values(),
     ):
+        if not any(orphan):
+            break
         said = peer.statement
         for slot, (idle, held) in enumerate(zip(said.idle, said.current, strict=True)):
             orphan[slot] &= idle & ~held

@@ -4,6 +4,7 @@ import struct
 
 from convergence.heartbeat import (
     AGE_NONE,
+    AGE_UNITS,
     CODE_TAG,
     DRAINING,
     JOINING,
@@ -19,6 +20,31 @@ _IDENTITY = struct.Struct("<III")
 def identity(host_id: int, host_code: int, draining: bool, weights: tuple[int, ...]) -> bytes:
     """What the view digest covers of one member; weights are 0..100."""
     return _IDENTITY.pack(host_id, host_code, draining) + bytes(weights)
+
+
+_CODES = bytes(tag & CODE_TAG for tag in range(256))
+_HEARD = bytes(age != AGE_NONE for age in range(256))
+
+
+class Word:
+    """Whom a host of one host code hears, by its newest frame."""
+
+    __slots__ = ("heartbeat", "names", "received_ms", "view")
+
+    def __init__(self, heartbeat: Heartbeat, received_ms: int) -> None:
+        self.heartbeat = heartbeat
+        self.received_ms = received_ms
+        self.view = heartbeat.statement.view
+        heard, codes = heartbeat.ages.translate(_HEARD), heartbeat.tags.translate(_CODES)
+        self.names = int.from_bytes(heard, "little") | int.from_bytes(codes, "little")
+        """A byte per host: the same in two frames that name the same host, whenever heard."""
+
+    def heard_ms(self, peer: "Peer", death_ms: int) -> int | None:
+        """When it heard this member of its view; None: it does not say so."""
+        index = peer.index
+        if not self.view & peer.bit or not self.heartbeat.hears(index, peer.tag):
+            return None
+        return self.received_ms - self.heartbeat.ages[index] * death_ms // AGE_UNITS
 
 
 class Peer:
@@ -59,7 +85,8 @@ class Peer:
         self.heard_me_ms = -(1 << 62)
         """When I sent the newest frame that it surely heard, while it goes by me."""
         self.vouched: dict[tuple[int, int], int] = {}
-        """Per host id and code when that host, by its word, heard this one; until taken back."""
+        """Per host id and code when that host heard this one, by words that it has said since no
+        more and has not taken back."""
         self.hears: int | None = None
         self._read(statement)
 
@@ -81,8 +108,7 @@ class Peer:
 
     def reports(self, index: int, tag: int) -> bool:
         """True when its newest frame says that it hears the host at this place under this tag."""
-        heartbeat = self.heartbeat
-        return heartbeat.ages[index] != AGE_NONE and heartbeat.tags[index] & CODE_TAG == tag
+        return self.heartbeat.hears(index, tag)
 
     @property
     def counts(self) -> bool:

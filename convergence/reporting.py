@@ -1,5 +1,7 @@
 """What leaves the machine: maps to install, leases, frames, and the answer to a query."""
 
+from operator import and_
+
 from convergence import affinity, lease, orphans, staging
 from convergence.auth import sign
 from convergence.events import (
@@ -36,7 +38,7 @@ def finish(state: State, heard: bool) -> None:
     and after what time has done meanwhile.  Each frame of mine costs all the others, and among many
     hosts on few processors it is frames that the rounds of a convergence wait for.
     """
-    if state.orphans_stale or state.now_ms >= state.orphans_due_ms:
+    if not heard and (state.orphans_stale or state.now_ms >= state.orphans_due_ms):
         orphans.recompute(state)
     _install(state)
     if state.stage is Stage.STOPPED or heard:
@@ -51,7 +53,8 @@ def _install(state: State) -> None:
     stopped = state.stage is Stage.STOPPED
     draining = state.stage is Stage.DRAINING
     claimed = tuple(state.affinity.claimed)
-    maps = (tuple(state.current), tuple(state.orphan), (draining,), claimed)
+    orphan = tuple(map(and_, state.orphan, state.current))
+    maps = (tuple(state.current), orphan, (draining,), claimed)
     until_ms = state.now_ms if stopped else lease.valid_until_ms(state)
     if maps != state.installed:
         state.installed = maps
@@ -151,6 +154,8 @@ def next_deadline_ms(state: State) -> int:
     deadline = min(state.next_send_ms, state.expiry_ms, affinity.next_deadline_ms(state))
     if state.urgent:
         deadline = min(deadline, state.last_send_ms + TRIGGER_GAP_MS)
+    if state.orphans_stale:
+        return state.now_ms
     # Shortly before the lease ends: what held it back may have ceased to count.
     lease_ends_ms = state.installed_until_ms
     if lease_ends_ms - state.period_ms // 4 > state.now_ms:

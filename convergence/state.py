@@ -25,7 +25,7 @@ from convergence.heartbeat import (
     Statement,
     code_tag,
 )
-from convergence.peers import HeardHosts, Peer, identity
+from convergence.peers import HeardHosts, Peer, Word, identity
 from convergence.rules import DEFAULT_RULE, HOST_ID_MAX, FilteringMode, PortRule
 from convergence.stages import Phase, RuleState, Stage
 from convergence.telling import Rarely
@@ -133,6 +133,8 @@ class State:
     view: dict[int, Peer] = field(default_factory=dict)
     known_identity: dict[int, bytes] = field(default_factory=dict)
     """Per host id what the view digest was computed from."""
+    words: dict[tuple[int, int], Word] = field(default_factory=dict)
+    """Per host id and code whom it said last to hear."""
     unheard_since: dict[int, int] = field(default_factory=dict)
     """Per host id since when I know that it and I do not hear each other."""
     left: dict[int, int] = field(default_factory=dict)
