@@ -34,6 +34,8 @@ _PORTS = Struct("!HH")
 # header carry their own length in units of 8 bytes, less the first (RFC 4302: AH in units of 4).
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION))
+_EXTENSIONS_MAX = 8
+"""A chain of as many is malformed, so that nobody follows one for ever; honest ones have six."""
 
 
 class Flow(NamedTuple):
@@ -101,9 +103,10 @@ def _parse_ipv6(data: bytes, interface: str, mac: bytes | None, vlan_id: int) ->
     payload_bytes, protocol, source, destination = _IPV6.unpack_from(data)
     total_bytes = 40 + payload_bytes
     end = min(len(data), total_bytes)
-    at, offset, more = 40, 0, False
-    while protocol in _EXTENSIONS and offset == 0:
-        if at + 8 > end:
+    at, offset, more, headers = 40, 0, False, 0
+    while (protocol in _EXTENSIONS or headers == _EXTENSIONS_MAX) and offset == 0:
+        headers += 1
+        if at + 8 > end or headers > _EXTENSIONS_MAX:
             head = (interface, mac, vlan_id, source, destination, protocol)
             return Flow(*head, more_fragments=more, malformed=True)
         kind, protocol, length = protocol, data[at], data[at + 1]

@@ -23,6 +23,7 @@ class Runner:
         self._before = self.program.counters()
         self.frame = b""
         self._excepted: dict[bytes, int] = {}
+        self.runs = 0
 
     def install(self, table: FilterTable) -> None:
         self.program.write(table, HOST_MAC)
@@ -47,6 +48,7 @@ class Runner:
 
     def run(self, frame: bytes) -> tuple[Verdict, Reason, int | None]:
         """(verdict, reason, slot); ``frame`` becomes what the program made of it."""
+        self.runs += 1
         code, _, self.frame = libbpf.run(self.program.descriptor, frame, output=True)
         before, self._before = self._before, self.program.counters()
         counted = [

@@ -27,7 +27,7 @@
 #define VLAN_TAGS_MAX 2
 #define VLAN_ID_MASK 0x0fff
 
-/* A longer chain is not followed, and the packet counts as malformed. */
+/* A chain of as many is not followed to its end, and the packet counts as malformed. */
 #define EXTENSIONS_MAX 8
 #define IPPROTO_ICMP_V6 58
 
