@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from labs import freezer
 from labs.lab import Lab
 from labs.node import run_tool
 from labs.plan import INTERFACE
@@ -41,6 +42,7 @@ def kill(lab: Lab, arguments: list[str]) -> str:
     lab.switch_ports([f"link set {lab.port(name)} down" for name in names])
     for name in names:
         lab.kill_processes(name)
+        freezer.remove_groups(lab.spec.name, name)
         # The network namespace may live on for a minute: connections without a process, whose FIN
         # nobody hears, hold it.  Its cable goes now, unless the kernel was faster.
         with contextlib.suppress(SoftnlbError):
@@ -77,15 +79,15 @@ def _agent_signal(number: int, done: str) -> Callable[[Lab, list[str]], str]:
 def freeze(lab: Lab, arguments: list[str]) -> str:
     """Stop every process of a host; its kernel goes on."""
     for name in _hosts(lab, arguments):
-        lab.signal_all(name, signal.SIGSTOP)
+        by = freezer.freeze(lab.spec.name, name, lab.nodes[name].pid)
         lab.frozen.add(name)
-    return f"{', '.join(arguments)}: frozen"
+    return f"{', '.join(arguments)}: frozen ({by})"
 
 
 def thaw(lab: Lab, arguments: list[str]) -> str:
     """Continue a frozen host."""
     for name in _hosts(lab, arguments):
-        lab.signal_all(name, signal.SIGCONT)
+        freezer.thaw(lab.spec.name, name, lab.nodes[name].pid)
         lab.frozen.discard(name)
     return f"{', '.join(arguments)}: thawed"
 

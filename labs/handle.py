@@ -23,7 +23,7 @@ from labs.namespaces import (
     set_namespace,
 )
 from labs.process import NODE_NAMESPACES, node_path
-from labs.state import find, socket_path
+from labs.state import find, forget
 from labs.topology import LabSpec
 from softnlb.control import call
 from softnlb.errors import NotRunningError, SoftnlbError
@@ -163,7 +163,7 @@ class LabHandle:
     def down(self) -> None:
         """End the lab and wait until it is gone."""
         end_supervisor(int(self.ask("nodes")["supervisor_pid"]))
-        socket_path(self.name).unlink(missing_ok=True)
+        forget(self.name)
 
 
 def end_supervisor(pid: int) -> None:

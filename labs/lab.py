@@ -228,11 +228,6 @@ class Lab:
         os.waitpid(holder, 0)
         self.nodes[name].process.ended = True
 
-    def signal_all(self, name: str, number: int) -> None:
-        """A signal for every process of a node."""
-        for pid in processes_in(self.nodes[name].pid):
-            _kill(pid, number)
-
     def reap(self) -> None:
         """Collect children that have ended."""
         running = {
@@ -312,9 +307,10 @@ class Lab:
         hosts = []
         for name in self.hosts():
             agent = self.agents.get(name)
-            state, buckets = host_status(self.nodes[name], agent)
             if name in self.frozen and self.nodes[name].alive:
-                state = "frozen"
+                state, buckets = "frozen", 0
+            else:
+                state, buckets = host_status(self.nodes[name], agent)
             hosts.append(
                 {
                     "host_id": self.plan[name].host_id,

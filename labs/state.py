@@ -8,6 +8,7 @@ import os
 import stat
 from pathlib import Path
 
+from labs.freezer import remove_groups
 from softnlb.control import is_live
 from softnlb.errors import NotRunningError, SoftnlbError
 
@@ -34,6 +35,12 @@ def socket_path(name: str) -> Path:
     return labs_directory() / f"{name}.sock"
 
 
+def forget(name: str) -> None:
+    """Remove what a lab that has ended left on the machine; the socket last, for another try."""
+    if remove_groups(name):
+        socket_path(name).unlink(missing_ok=True)
+
+
 def running_labs() -> list[str]:
     """Names of the labs that answer; what dead ones left behind is removed."""
     names = []
@@ -41,7 +48,7 @@ def running_labs() -> list[str]:
         if is_live(path):
             names.append(path.stem)
         else:
-            path.unlink(missing_ok=True)
+            forget(path.stem)
     return names
 
 

@@ -5,6 +5,7 @@ same code with smaller numbers.
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -41,7 +42,7 @@ from modes.plan import Mode
 from softnlb.errors import SoftnlbError, UsageError
 from tests.conftest import ORDINARY_USER
 from tests.labs import lab, running
-from tests.netns import wait_for
+from tests.netns import machines_root, wait_for
 
 EVERYBODY = [1, 2, 3, 4]
 
@@ -173,6 +174,27 @@ def test_a_host_that_is_cut_off_leaves_and_comes_back(cluster, fault, mend):
 
     wait_for(others_went_on, 15.0)
     cluster.fault(mend, "host4")
+    await_converged(cluster, EVERYBODY)
+
+
+@pytest.mark.skipif(
+    not machines_root() or "cgroup2" not in Path("/proc/self/mounts").read_text(),
+    reason="control groups of version 2, for root, are of the machine",
+)
+def test_a_frozen_host_lies_in_a_frozen_control_group_until_it_is_thawed_or_killed(cluster):
+    agent_pid = cluster.status()["hosts"][1]["pid"]
+    group = Path("/proc", str(agent_pid), "cgroup")
+    before = group.read_text()
+    for mend in ("thaw", "kill"):
+        assert "(cgroup.freeze)" in cluster.fault("freeze", "host2")
+        assert f"softnlb-lab:{cluster.name}:host2" in group.read_text()
+        assert cluster.status()["hosts"][1]["state"] == "frozen"
+        cluster.fault(mend, "host2")
+        assert not list(Path("/sys/fs/cgroup").rglob(f"softnlb-lab:{cluster.name}:*"))
+        if mend == "thaw":
+            assert group.read_text() == before
+            await_converged(cluster, EVERYBODY)
+    cluster.fault("start", "host2")
     await_converged(cluster, EVERYBODY)
 
 

@@ -85,10 +85,17 @@ def processes_with(word: str) -> list[int]:
     return found
 
 
+def control_groups(name: str) -> list[str]:
+    """Of the frozen hosts of a lab."""
+    return [path.name for path in Path("/sys/fs/cgroup").rglob(f"softnlb-lab:{name}:*")]
+
+
 def gone(name: str) -> bool:
-    """Whether neither a process nor a socket of the lab is left."""
-    listed = name in running_labs()  # which also removes the socket of a dead lab
-    return not listed and not processes_with(name) and not list(labs_directory().glob(f"{name}*"))
+    """Whether neither a process nor a socket nor a control group of the lab is left."""
+    if name in running_labs():  # which also removes what a dead lab left
+        return False
+    left = [*processes_with(name), *labs_directory().glob(f"{name}*"), *control_groups(name)]
+    return not left
 
 
 @pytest.mark.parametrize("stage", ["namespaces of its own", "nodes,", "HTTP", "agents"])
@@ -112,8 +119,9 @@ def test_a_lab_that_is_killed_in_the_middle_of_every_fault():
     assert {fault for fault, *_ in ALL_FAULTS} == FAULTS.keys() - MENDED_BY
     before = machine()
     with running("left", switch="linux") as lab, nobody_stays_in(lab):
-        for fault in ALL_FAULTS:
-            lab.fault(*fault)
+        said = {fault[0]: lab.fault(*fault) for fault in ALL_FAULTS}
+        frozen = [f"softnlb-lab:{lab.name}:host2"] if "(cgroup.freeze)" in said["freeze"] else []
+        assert control_groups(lab.name) == frozen
         shell = [sys.executable, "-m", "labs.cli", "exec", "--name", lab.name, "host4", "--"]
         with subprocess.Popen([*shell, "sleep", "60"], cwd=ROOT) as working:
             os.kill(lab.ask("nodes")["supervisor_pid"], signal.SIGKILL)

@@ -32,7 +32,7 @@ KINDS = {"agent stopped": ("stop", "cont"), "host frozen": ("freeze", "thaw")}
 
 LESSON = """\
 Whoever slept distrusts itself first: its lease ran out before the others could take its buckets,
-and it starts afresh when it slept past it.  Frozen: SIGSTOP for every process of the host."""
+and it starts afresh when it slept past it."""
 
 
 def _sleep(lab: LabHandle, kind: str, host_id: int, sleep_s: float) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def _sleep(lab: LabHandle, kind: str, host_id: int, sleep_s: float) -> dict[str,
     with witness(lab) as watching:
         with traffic(lab, Traffic(rate=RATE)) as task:
             pause(SETTLE_S)
-            lab.fault(begin, f"host{host_id}")
+            said = lab.fault(begin, f"host{host_id}")
             pause(sleep_s)
             lab.fault(end, f"host{host_id}")
             woken_s = time.monotonic()
@@ -52,6 +52,7 @@ def _sleep(lab: LabHandle, kind: str, host_id: int, sleep_s: float) -> dict[str,
         records = answered(watching.stop())
     return {
         "kind": kind,
+        "by": said.partition("(")[2].removesuffix(")"),
         "host_id": host_id,
         "slept_s": round(sleep_s, 3),
         "new_connections": len(result.new),
@@ -93,6 +94,9 @@ def command(name: str | None, as_json: bool) -> int:
     if as_json:
         print_json({"run": "asleep", "sleeps": results})
     else:
+        by = {row["kind"]: row.pop("by") for row in results}
         heads = [key.replace("_", " ").removesuffix(" s") for key in results[0]]
-        print_table("Asleep", heads, [tuple(row.values()) for row in results], LESSON)
+        notes = [LESSON, *(f"{kind[0].upper()}{kind[1:]}: {how}." for kind, how in by.items())]
+        rows = [tuple(row.values()) for row in results]
+        print_table("Asleep", heads, rows, "\n".join(notes))
     return int(not good(results, period_ms))
