@@ -263,10 +263,12 @@ def test_flooding_at_the_bystander(mode, switch, percent):
     assert not result["cluster_mac_learned"]
 
 
-@pytest.mark.parametrize("mode", list(Mode))
-def test_connections_to_containers_survive_moves_in_every_mode(mode):
-    switch = "mac" if mode == Mode.IGMP else "dumb"
-    with running(f"ct-{mode}", hosts=3, mode=mode, switch=switch, affinity="none") as handle:
+@pytest.mark.parametrize(
+    ("mode", "ipv6"), [*((mode, False) for mode in Mode), (Mode.UNICAST, True)]
+)
+def test_connections_to_containers_survive_moves_in_every_mode(mode, ipv6):
+    choices = {"switch": "mac" if mode == Mode.IGMP else "dumb", "affinity": "none", "ipv6": ipv6}
+    with running(f"ct-{mode}", hosts=3, mode=mode, **choices) as handle:
         result = containers.measure(handle, hold=20)
     assert containers.good(result), result
 

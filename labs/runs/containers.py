@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from convergence.rules import IPAddress
 from labs.experiment import (
     ask_agent,
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -25,21 +27,22 @@ from labs.load import Traffic
 from labs.namespaces import CLONE_NEWNET, die_with_parent, unshare
 from labs.node import run_batch, run_tool, write_sysctls
 from labs.runs.changes import set_load_weight
-from labs.topology import CLUSTER_IP_ADDRESS, DATA_PLANES, SERVICE_PORT, LabSpec
+from labs.topology import DATA_PLANES, SERVICE_PORT, LabSpec, end_point
 from labs.witness import answered, twice
 from modes.plan import Mode
 from softnlb.cli_common import print_json
 
 HOLD, RATE, SETTLE_S = 100, 50.0, 1.0
 INSIDE, OUTSIDE = "172.16.0.2", "172.16.0.1"
+INSIDE6, OUTSIDE6 = "fd00:16::2", "fd00:16::1"
 IN_CONTAINER = 100
 """What a container adds to the id of its host, so that its answers are known."""
 
-PUBLISH = f"""
-table ip container {{
+PUBLISH = """
+table {family} container {{
     chain prerouting {{
         type nat hook prerouting priority dstnat;
-        ip daddr {CLUSTER_IP_ADDRESS} tcp dport {SERVICE_PORT} dnat to {INSIDE}:{SERVICE_PORT}
+        {family} daddr {vip} tcp dport {port} dnat to {inside}
     }}
 }}
 """
@@ -49,9 +52,12 @@ No socket of the host belongs to a connection of a container, so the data plane 
 tracking: what this host once accepted stays here, whoever owns the bucket now."""
 
 
-def _container(host_id: int, channel: Channel) -> None:
+def _container(host_id: int, vip: IPAddress, channel: Channel) -> None:
     """A network namespace behind a veth pair, as container engines make it, with the service in it.
     Runs in the node of the host, and lasts until it is killed."""
+    ipv6 = vip.version == 6
+    inside, outside = (INSIDE6, OUTSIDE6) if ipv6 else (INSIDE, OUTSIDE)
+    length = "64 nodad" if ipv6 else "24"
     made, up = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -62,25 +68,27 @@ def _container(host_id: int, channel: Channel) -> None:
         run_batch(
             "ip",
             [
-                f"addr add {INSIDE}/24 dev eth0",
+                f"addr add dev eth0 {inside}/{length}",
                 "link set eth0 up",
-                f"route add default via {OUTSIDE}",
+                f"route add default via {outside}",
             ],
         )
         from labs.service import serve
 
-        os._exit(serve(IN_CONTAINER + host_id, [SERVICE_PORT], made[1]))
+        os._exit(serve(IN_CONTAINER + host_id, [SERVICE_PORT], made[1], ipv6))
     os.read(made[0], 1)
     run_batch(
         "ip",
         [
             f"link add inner0 type veth peer name eth0 netns {child}",
-            f"addr add {OUTSIDE}/24 dev inner0",
+            f"addr add dev inner0 {outside}/{length}",
             "link set inner0 up",
         ],
     )
-    write_sysctls((("net/ipv4/ip_forward", "1"),))
-    run_tool(["nft", "-f", "-"], PUBLISH)
+    write_sysctls((("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")))
+    family, end = ("ip6" if ipv6 else "ip"), end_point(inside, SERVICE_PORT)
+    rules = PUBLISH.format(family=family, vip=vip, port=SERVICE_PORT, inside=end)
+    run_tool(["nft", "-f", "-"], rules)
     os.write(up[1], b"1")
     os.read(made[0], 1)
     channel.send({"ready": True})
@@ -90,10 +98,10 @@ def _container(host_id: int, channel: Channel) -> None:
 def measure(lab: LabHandle, hold: int = HOLD) -> dict[str, Any]:
     """Long connections to containers while a weight changes and a host drains."""
     everybody = host_ids(lab.status(), "converged")
-    last = everybody[-1]
+    last, vip = everybody[-1], lab.spec().cluster_ip_address
     with ExitStack() as open_things:
         for host_id in everybody:
-            task = lab.start(f"host{host_id}", partial(_container, host_id))
+            task = lab.start(f"host{host_id}", partial(_container, host_id, vip))
             open_things.enter_context(task).expect()
         # The agents find out that addresses are translated now, and follow.
         await_converged(lab, everybody)
@@ -136,6 +144,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
+@either_family
 @options
 def command(name: str | None, as_json: bool, data_plane: str) -> int:
     """Entry point of ``softnlb lab run containers``."""
