@@ -10,6 +10,7 @@ from labs.chaos import FAULTS, PLANNED, Act, Judgement, Played, judge, plan
 from labs.experiment import (
     ask_agent,
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -228,6 +229,7 @@ def show(rows: list[dict[str, Any]], seen: dict[str, int | list[str]], title: st
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 @click.option("--hosts", default=8, show_default=True, help="Cluster hosts, 2 to 32.")
 @click.option("--minutes", default=10.0, show_default=True, help="How long.")

@@ -10,6 +10,7 @@ import click
 from labs.events import Event
 from labs.experiment import (
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -112,6 +113,7 @@ def show(result: dict[str, Any]) -> None:
 @click.command(help=__doc__)
 @click.option("--hosts", default=HOSTS, show_default=True)
 @click.option("--times", default=TIMES, show_default=True, help="How many hosts are killed.")
+@either_family
 @options
 def command(name: str | None, as_json: bool, hosts: int, times: int) -> int:
     """Entry point of ``softnlb lab run detection``."""

@@ -13,6 +13,7 @@ import click
 
 from labs.experiment import (
     ask_agent,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -179,6 +180,7 @@ def show(result: dict[str, Any]) -> None:
 @click.command(help=__doc__)
 @click.option("--frames", default=FRAMES, show_default=True, help="Of all kinds together.")
 @click.option("--rate", default=RATE, show_default=True, help="Frames per second.")
+@either_family
 @options
 def command(name: str | None, as_json: bool, frames: int, rate: float) -> int:
     """Entry point of ``softnlb lab run forged``."""

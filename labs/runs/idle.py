@@ -9,6 +9,7 @@ import click
 from labs.experiment import (
     await_converged,
     busy_ns,
+    either_family,
     lab_for,
     options,
     own_name,
@@ -56,6 +57,7 @@ def measure(lab: LabHandle, seconds: float) -> dict[str, Any]:
 @click.option("--timers", type=click.Choice(list(TIMERS)), default="nlb", show_default=True)
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
 @click.option("--seconds", type=click.FloatRange(1, 600), default=30.0, show_default=True)
+@either_family
 @options
 def command(
     name: str | None, as_json: bool, hosts: int, timers: str, data_plane: str, seconds: float

@@ -7,6 +7,7 @@ import click
 
 from labs.experiment import (
     ask_agent,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -131,6 +132,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 def command(name: str | None, as_json: bool) -> int:
     """Entry point of ``softnlb lab run keys``."""

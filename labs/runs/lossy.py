@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from labs.experiment import host_ids, lab_for, options, own_name, pause, print_table
+from labs.experiment import either_family, host_ids, lab_for, options, own_name, pause, print_table
 from labs.handle import LabHandle
 from labs.timeline import LOST
 from labs.topology import TIMERS, LabSpec
@@ -50,6 +50,7 @@ def measure(lab: LabHandle, seconds: float, percent: float = PERCENT) -> dict[st
 @click.command(help=__doc__)
 @click.option("--minutes", default=MINUTES, show_default=True)
 @click.option("--percent", default=PERCENT, show_default=True)
+@either_family
 @options
 def command(name: str | None, as_json: bool, minutes: float, percent: float) -> int:
     """Entry point of ``softnlb lab run lossy``."""

@@ -14,6 +14,7 @@ import click
 from labs.experiment import (
     ask_agent,
     await_converged,
+    either_family,
     finish,
     host_ids,
     lab_for,
@@ -119,6 +120,9 @@ def _theirs(lab: LabHandle, times: int) -> Row:
     if shutil.which("keepalived") is None:
         row.skipped = "keepalived is not installed"
         return row
+    if lab.spec().ipv6:
+        row.skipped = "the pair has an IPv4 address"
+        return row
     run: Callable[[str], Task] = lambda name: components.keepalived(  # noqa: E731
         lab, name, OTHER_ADDRESS, PAIR.index(name) + 1, ADVERT_S
     )
@@ -161,6 +165,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command(help=__doc__)
 @click.option("--times", default=TIMES, show_default=True, help="Changes of each kind.")
+@either_family
 @options
 def command(name: str | None, as_json: bool, times: int) -> int:
     """Entry point of ``softnlb lab run planned``."""
