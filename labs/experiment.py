@@ -4,12 +4,13 @@ import contextlib
 import functools
 import os
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import click
 
@@ -19,6 +20,7 @@ from labs.load import SERVER, Result, Traffic, clients
 from labs.topology import LabSpec, end_point
 from labs.up import start_lab
 from labs.witness import watch
+from softnlb.cli_common import print_json
 from softnlb.cli_show import console
 from softnlb.errors import SoftnlbError
 from softnlb.progress import hush, step, steps
@@ -60,6 +62,68 @@ def options(body: Command) -> Command:
     return click.option(
         "--name", default=None, help="Use this running lab instead of one of its own."
     )(function)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment(Generic[T]):
+    """A lab, what is measured in it, how a user sees it, and whether it is as it should be.
+
+    ``rows``: the name in the JSON document of results that are a list.
+    """
+
+    spec: LabSpec
+    measure: Callable[[LabHandle], T]
+    show: Callable[[T], None]
+    good: Callable[[T], object] = lambda _: True
+    rows: str = ""
+
+
+def in_a_lab(body: Callable[..., Experiment[Any]]) -> click.Command:
+    """The command that carries out what ``body`` says, in the lab of ``--name`` or a fresh one.
+
+    ``body`` is given the command's own options; its module has the experiment's name and help.
+    """
+    run = body.__module__.rpartition(".")[2]
+
+    @options
+    def command(name: str | None, as_json: bool, **chosen: Any) -> int:
+        work = body(**chosen)
+        with lab_for(name, replace(work.spec, name=own_name(run))) as lab:
+            result = work.measure(lab)
+        if as_json:
+            print_json({"run": run, **({work.rows: result} if work.rows else result)})
+        else:
+            work.show(result)
+        return int(not work.good(result))
+
+    own: list[click.Parameter] = getattr(body, "__click_params__", [])[::-1]
+    return click.command(help=sys.modules[body.__module__].__doc__, params=own)(command)
+
+
+def none_of(*keys: str) -> Callable[[Any], bool]:
+    """Whether all of these are zero in a result, or in each of several."""
+
+    def good(result: Any) -> bool:
+        rows = result if isinstance(result, list) else [result]
+        return not any(row[key] for row in rows for key in keys)
+
+    return good
+
+
+def measured(
+    title: str, lesson: str, *, without: Sequence[str] = ()
+) -> Callable[[dict[str, Any]], None]:
+    """Shows a result as a table of two columns; ``title`` may name keys of it."""
+
+    def show(result: dict[str, Any]) -> None:
+        rows = [
+            (key.replace("_", " ").removesuffix(" s"), f"{value}{' s' * key.endswith('_s')}")
+            for key, value in result.items()
+            if key not in without
+        ]
+        print_table(title.format(**result), ["", "measured"], rows, lesson)
+
+    return show
 
 
 def either_family(body: Command) -> Command:

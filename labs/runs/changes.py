@@ -5,14 +5,14 @@ from typing import Any
 import click
 
 from labs.experiment import (
+    Experiment,
     ask_agent,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    none_of,
     pause,
     print_table,
     traffic,
@@ -23,7 +23,6 @@ from labs.handle import LabHandle
 from labs.load import Result, Traffic
 from labs.topology import DATA_PLANES, LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOLD, RATE, SETTLE_S = 200, 50.0, 1.5
 
@@ -134,17 +133,12 @@ def show(results: list[dict[str, Any]]) -> None:
     print_table("Changes under load", ["", *(head for head, _ in columns)], rows, LESSON)
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
 @either_family
-@options
-def command(name: str | None, as_json: bool, data_plane: str) -> int:
+def command(data_plane: str) -> Experiment[Any]:
     """Entry point of ``softnlb lab run changes``."""
-    spec = LabSpec(name=own_name("changes"), timers="fast", data_plane=data_plane)
-    with lab_for(name, spec) as lab:
-        results = measure(lab)
-    if as_json:
-        print_json({"run": "changes", "changes": results})
-    else:
-        show(results)
-    return int(any(result["broken"] or result["answered_by_two_hosts"] for result in results))
+    spec = LabSpec(timers="fast", data_plane=data_plane)
+    return Experiment(
+        spec, measure, show, none_of("broken", "answered_by_two_hosts"), rows="changes"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -9,13 +10,12 @@ import click
 
 from labs.events import Event
 from labs.experiment import (
+    Experiment,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
     traffic,
@@ -24,7 +24,6 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.timeline import Takeover, takeover
 from labs.topology import TIMERS, LabSpec
-from softnlb.cli_common import print_json
 from softnlb.errors import SoftnlbError
 
 HOSTS, TIMES, RATE, SETTLE_S = 32, 20, 60.0, 1.6
@@ -110,18 +109,11 @@ def show(result: dict[str, Any]) -> None:
     print_table(title, ["after the kill", "median, s", "worst, s", "limit, s"], rows, LESSON)
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--hosts", default=HOSTS, show_default=True)
 @click.option("--times", default=TIMES, show_default=True, help="How many hosts are killed.")
 @either_family
-@options
-def command(name: str | None, as_json: bool, hosts: int, times: int) -> int:
+def command(hosts: int, times: int) -> Experiment[Any]:
     """Entry point of ``softnlb lab run detection``."""
-    spec = LabSpec(name=own_name("detection"), hosts=hosts, timers="fast", affinity="none")
-    with lab_for(name, spec) as lab:
-        result = measure(lab, times)
-    if as_json:
-        print_json({"run": "detection", **result})
-    else:
-        show(result)
-    return int(not good(result))
+    spec = LabSpec(hosts=hosts, timers="fast", affinity="none")
+    return Experiment(spec, partial(measure, times=times), show, good)

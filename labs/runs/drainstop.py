@@ -3,16 +3,14 @@
 import time
 from typing import Any
 
-import click
-
 from labs.experiment import (
+    Experiment,
     ask_agent,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    none_of,
     pause,
     print_table,
     traffic,
@@ -21,7 +19,6 @@ from labs.experiment import (
 from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import LabSpec
-from softnlb.cli_common import print_json
 
 HOLD, RATE, DRAIN_S = 200, 50.0, 3.0
 
@@ -77,15 +74,9 @@ def show(result: dict[str, Any]) -> None:
     print_table(f"Drainstop of host {result['host_id']} under load", ["", "measured"], rows, LESSON)
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @either_family
-@options
-def command(name: str | None, as_json: bool) -> int:
+def command() -> Experiment[Any]:
     """Entry point of ``softnlb lab run drainstop``."""
-    with lab_for(name, LabSpec(name=own_name("drainstop"), timers="fast")) as lab:
-        result = measure(lab)
-    if as_json:
-        print_json({"run": "drainstop", **result})
-    else:
-        show(result)
-    return int(bool(result["broken"] or result["new_connections_while_draining"]))
+    spec = LabSpec(timers="fast")
+    return Experiment(spec, measure, show, none_of("broken", "new_connections_while_draining"))

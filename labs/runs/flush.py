@@ -2,18 +2,15 @@
 
 from typing import Any
 
-import click
-
 from labs.experiment import (
+    Experiment,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    measured,
     pause,
-    print_table,
     traffic,
     wait_until,
     witness,
@@ -22,7 +19,6 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOLD, RATE, TIMES = 50, 200.0, 3
 
@@ -61,21 +57,14 @@ def _has_rules(lab: LabHandle, node: str) -> bool:
     return "softnlb" in lab.output(node, ["nft", "list", "ruleset"])
 
 
-def show(result: dict[str, Any]) -> None:
-    """The result as a table."""
-    rows = [(key.replace("_", " "), value) for key, value in result.items()]
-    print_table("nft flush ruleset under load", ["", "measured"], rows, LESSON)
-
-
-@click.command(help=__doc__)
+@in_a_lab
 @either_family
-@options
-def command(name: str | None, as_json: bool) -> int:
+def command() -> Experiment[Any]:
     """Entry point of ``softnlb lab run flush``."""
-    with lab_for(name, LabSpec(name=own_name("flush"), timers="fast")) as lab:
-        result = measure(lab)
-    if as_json:
-        print_json({"run": "flush", **result})
-    else:
-        show(result)
-    return int(bool(result["answered_by_two_hosts"]) or not result["repaired"])
+    spec = LabSpec(timers="fast")
+    return Experiment(
+        spec,
+        measure,
+        measured("nft flush ruleset under load", LESSON),
+        lambda result: result["repaired"] and not result["answered_by_two_hosts"],
+    )

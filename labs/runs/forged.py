@@ -6,19 +6,20 @@ import secrets
 import socket
 import struct
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from labs.experiment import (
+    Experiment,
     ask_agent,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    none_of,
     pause,
     print_table,
     traffic,
@@ -30,11 +31,12 @@ from labs.load import Traffic
 from labs.runs.keys import set_keys
 from labs.topology import LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 FRAMES, RATE = 1_000_000, 20_000.0
 HOLD, NEW_RATE = 50, 20.0
 SAMPLE_S = 0.1
+
+COUNTED = ("convergences", "broken", "new_connections_failed", "answered_by_two_hosts")
 
 LESSON = """\
 The socket's filter in the kernel drops what has the wrong length, signature or cluster.  What is
@@ -177,19 +179,11 @@ def show(result: dict[str, Any]) -> None:
         click.echo(f"{name.replace('_', ' ')}: {result[name]}")
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--frames", default=FRAMES, show_default=True, help="Of all kinds together.")
 @click.option("--rate", default=RATE, show_default=True, help="Frames per second.")
 @either_family
-@options
-def command(name: str | None, as_json: bool, frames: int, rate: float) -> int:
+def command(frames: int, rate: float) -> Experiment[Any]:
     """Entry point of ``softnlb lab run forged``."""
-    spec = LabSpec(name=own_name("forged"), hosts=2, timers="fast", record=False)
-    with lab_for(name, spec) as lab:
-        result = measure(lab, frames, rate)
-    if as_json:
-        print_json({"run": "forged", **result})
-    else:
-        show(result)
-    counted = ("convergences", "broken", "new_connections_failed", "answered_by_two_hosts")
-    return int(any(result[key] for key in counted))
+    spec = LabSpec(hosts=2, timers="fast", record=False)
+    return Experiment(spec, partial(measure, frames=frames, rate=rate), show, none_of(*COUNTED))

@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 from labs.experiment import (
+    Experiment,
     ask_agent,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    none_of,
     pause,
     print_table,
     traffic,
@@ -23,10 +23,11 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOLD, RATE = 100, 50.0
 CONFIG, KEY_FILE = "/etc/softnlb/cluster.toml", "/etc/softnlb/cluster.key"
+
+COUNTED = ("convergences", "broken", "new_connections_failed", "answered_by_two_hosts")
 
 LESSON = """\
 Whoever does not sign is believed until everybody signs, and a key is known everywhere before the
@@ -131,16 +132,8 @@ def show(result: dict[str, Any]) -> None:
         click.echo(f"{name.replace('_', ' ')}: {result[name]}")
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @either_family
-@options
-def command(name: str | None, as_json: bool) -> int:
+def command() -> Experiment[Any]:
     """Entry point of ``softnlb lab run keys``."""
-    with lab_for(name, LabSpec(name=own_name("keys"), timers="fast")) as lab:
-        result = measure(lab)
-    if as_json:
-        print_json({"run": "keys", **result})
-    else:
-        show(result)
-    counted = ("convergences", "broken", "new_connections_failed", "answered_by_two_hosts")
-    return int(any(result[key] for key in counted))
+    return Experiment(LabSpec(timers="fast"), measure, show, none_of(*COUNTED))

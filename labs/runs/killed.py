@@ -1,20 +1,20 @@
 """Killed: an agent is killed and stays away; its kernel serves on what it has, and nothing new."""
 
 import time
+from functools import partial
 from typing import Any
 
 import click
 
 from labs.experiment import (
+    Experiment,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    measured,
     pause,
-    print_table,
     traffic,
     witness,
 )
@@ -22,11 +22,12 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import DATA_PLANES, TIMERS, LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOLD, RATE, SECONDS = 200, 100.0, 10.0
 SETTLE_S = 0.2
 """What the others may take for the take-over, after they could notice."""
+
+TITLE = "The agent of host {host_id} is killed under load"
 
 LESSON = """\
 The program stays on the interface and goes on asking the sockets, so the connections of the host go
@@ -81,29 +82,13 @@ def good(result: dict[str, Any]) -> bool:
     )
 
 
-def show(result: dict[str, Any]) -> None:
-    """The result as a table."""
-    rows = [
-        (key.replace("_", " ").removesuffix(" s"), f"{value}{' s' if key.endswith('_s') else ''}")
-        for key, value in result.items()
-        if key != "host_id"
-    ]
-    title = f"The agent of host {result['host_id']} is killed under load"
-    print_table(title, ["", "measured"], rows, LESSON)
-
-
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--seconds", default=SECONDS, show_default=True, help="How long to watch.")
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="ebpf", show_default=True)
 @either_family
-@options
-def command(name: str | None, as_json: bool, seconds: float, data_plane: str) -> int:
+def command(seconds: float, data_plane: str) -> Experiment[Any]:
     """Entry point of ``softnlb lab run killed``."""
-    spec = LabSpec(name=own_name("killed"), timers="fast", affinity="none", data_plane=data_plane)
-    with lab_for(name, spec) as lab:
-        result = measure(lab, seconds=seconds)
-    if as_json:
-        print_json({"run": "killed", **result})
-    else:
-        show(result)
-    return int(not good(result))
+    spec = LabSpec(timers="fast", affinity="none", data_plane=data_plane)
+    return Experiment(
+        spec, partial(measure, seconds=seconds), measured(TITLE, LESSON, without=["host_id"]), good
+    )

@@ -2,15 +2,15 @@
 
 import json
 import time
+from functools import partial
 from typing import Any
 
 import click
 
-from labs.experiment import either_family, host_ids, lab_for, options, own_name, pause, print_table
+from labs.experiment import Experiment, either_family, host_ids, in_a_lab, measured, none_of, pause
 from labs.handle import LabHandle
 from labs.timeline import LOST
 from labs.topology import TIMERS, LabSpec
-from softnlb.cli_common import print_json
 
 PERCENT, MINUTES, HOSTS, LOOK_S = 10.0, 10.0, 8, 10.0
 
@@ -47,18 +47,14 @@ def measure(lab: LabHandle, seconds: float, percent: float = PERCENT) -> dict[st
     }
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--minutes", default=MINUTES, show_default=True)
 @click.option("--percent", default=PERCENT, show_default=True)
 @either_family
-@options
-def command(name: str | None, as_json: bool, minutes: float, percent: float) -> int:
+def command(minutes: float, percent: float) -> Experiment[Any]:
     """Entry point of ``softnlb lab run lossy``."""
-    with lab_for(name, LabSpec(name=own_name("lossy"), hosts=HOSTS)) as lab:
-        result = measure(lab, minutes * 60, percent)
-    if as_json:
-        print_json({"run": "lossy", **result})
-    else:
-        rows = [(key.replace("_", " "), value) for key, value in result.items()]
-        print_table("Heartbeats lost at random", ["", "measured"], rows, LESSON)
-    return int(bool(result["false_host_lost"]))
+    spec = LabSpec(hosts=HOSTS)
+    work = partial(measure, seconds=minutes * 60, percent=percent)
+    return Experiment(
+        spec, work, measured("Heartbeats lost at random", LESSON), none_of("false_host_lost")
+    )

@@ -3,18 +3,16 @@
 import time
 from typing import Any
 
-import click
-
 from labs.experiment import (
+    Experiment,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
+    measured,
+    none_of,
     pause,
-    print_table,
     traffic,
     witness,
 )
@@ -22,9 +20,10 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import TIMERS, LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOLD, RATE, PAUSE_S = 100, 150.0, 10.0
+
+TITLE = "The agent of host {host_id} is paused under load"
 
 LESSON = """\
 A map is valid for a short lease only.  The lease of a stopped agent runs out before the others may
@@ -73,26 +72,14 @@ def measure(
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """The result as a table."""
-    rows = [
-        (key.replace("_", " ").removesuffix(" s"), f"{value}{' s' if key.endswith('_s') else ''}")
-        for key, value in result.items()
-        if key not in ("host_id", "others")
-    ]
-    title = f"The agent of host {result['host_id']} is paused under load"
-    print_table(title, ["", "measured"], rows, LESSON)
-
-
-@click.command(help=__doc__)
+@in_a_lab
 @either_family
-@options
-def command(name: str | None, as_json: bool) -> int:
+def command() -> Experiment[Any]:
     """Entry point of ``softnlb lab run pause``."""
-    with lab_for(name, LabSpec(name=own_name("pause"), timers="fast")) as lab:
-        result = measure(lab)
-    if as_json:
-        print_json({"run": "pause", **result})
-    else:
-        show(result)
-    return int(bool(result["answered_by_two_hosts"] or result["broken"]))
+    spec = LabSpec(timers="fast")
+    return Experiment(
+        spec,
+        measure,
+        measured(TITLE, LESSON, without=("host_id", "others")),
+        none_of("answered_by_two_hosts", "broken"),
+    )

@@ -5,13 +5,12 @@ from typing import Any
 import click
 
 from labs.experiment import (
+    Experiment,
     ask_agent,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
     traffic,
@@ -21,7 +20,6 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import DATA_PLANES, LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOLD, RATE = 200, 50.0
 CONFIG = "/etc/softnlb/cluster.toml"
@@ -114,17 +112,10 @@ def show(result: dict[str, Any]) -> None:
             click.echo(f"{key.replace('_', ' ')}: {value}")
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
 @either_family
-@options
-def command(name: str | None, as_json: bool, data_plane: str) -> int:
+def command(data_plane: str) -> Experiment[Any]:
     """Entry point of ``softnlb lab run reload``."""
-    spec = LabSpec(name=own_name("reload"), timers="fast", data_plane=data_plane)
-    with lab_for(name, spec) as lab:
-        result = measure(lab)
-    if as_json:
-        print_json({"run": "reload", **result})
-    else:
-        show(result)
-    return int(not good(result))
+    spec = LabSpec(timers="fast", data_plane=data_plane)
+    return Experiment(spec, measure, show, good)

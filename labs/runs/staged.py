@@ -6,14 +6,13 @@ from typing import Any
 import click
 
 from labs.experiment import (
+    Experiment,
     ask_agent,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
     traffic,
@@ -24,7 +23,6 @@ from labs.handle import LabHandle
 from labs.load import Traffic
 from labs.topology import DATA_PLANES, LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOSTS, HOLD, RATE = 8, 200, 50.0
 COORDINATOR, VICTIM = 1, 3
@@ -180,18 +178,11 @@ def show(results: list[dict[str, Any]]) -> None:
             click.echo(f"{result['case']}: {result['reason']}")
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--hosts", default=HOSTS, show_default=True, type=click.IntRange(4, 32))
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
 @either_family
-@options
-def command(name: str | None, as_json: bool, hosts: int, data_plane: str) -> int:
+def command(hosts: int, data_plane: str) -> Experiment[Any]:
     """Entry point of ``softnlb lab run staged``."""
-    spec = LabSpec(name=own_name("staged"), timers="fast", hosts=hosts, data_plane=data_plane)
-    with lab_for(name, spec) as lab:
-        results = measure(lab)
-    if as_json:
-        print_json({"run": "staged", "changes": results})
-    else:
-        show(results)
-    return int(not all(good(result) for result in results))
+    spec = LabSpec(timers="fast", hosts=hosts, data_plane=data_plane)
+    return Experiment(spec, measure, show, lambda results: all(map(good, results)), rows="changes")
