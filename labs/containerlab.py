@@ -121,12 +121,13 @@ def topologies(
     }
     links = tuple(_links(plan))
     mtu = VXLAN_MTU if machines else None
+    querier = next((s.name for s in plan.switches if s.personality == "linux"), None)
     for machine in range(count):
         nodes: dict[str, Any] = {}
         for switch in plan.switches:
             if machine == 0:
                 ports = [end.interface for link in links for end in link if end.node == switch.name]
-                nodes[switch.name] = _switch(switch, ports, mtu)
+                nodes[switch.name] = _switch(switch, ports, mtu, switch.name == querier)
         for node in plan.nodes:
             if node.kind != "switch" and place.has(machine, node.name):
                 nodes[node.name] = _node(node, tables[node.name], mtu)
@@ -182,7 +183,7 @@ def _link_lines(
             }
 
 
-def _switch(switch: Switch, ports: list[str], mtu: int | None) -> dict[str, Any]:
+def _switch(switch: Switch, ports: list[str], mtu: int | None, asks: bool) -> dict[str, Any]:
     # The personality "mac" is a program of our labs; a container has the kernel's snooping only,
     # which would not let the cluster's frames through.
     snooping = int(switch.personality == "linux")
@@ -191,7 +192,7 @@ def _switch(switch: Switch, ports: list[str], mtu: int | None) -> dict[str, Any]
         # A bridge without an IPv6 address asks nobody by MLD.
         *([IPV6_ON] if switch.ipv6 else ()),
         f"ip link add br0 type bridge stp_state 0 mcast_snooping {snooping}"
-        f" mcast_querier {snooping}{often}",
+        f" mcast_querier {int(asks)}{often}",
         "ip link set br0 up",
     ]
     for port in ports:

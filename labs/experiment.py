@@ -339,4 +339,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Row], notes: 
         table.add_row(*(str(cell) for cell in row))
     shown.print(table)
     if notes:
+        if shown.width < max(map(len, notes.splitlines())):
+            parts = (" ".join(part.split()) for part in notes.split("\n\n"))
+            notes = "\n\n".join(click.wrap_text(part, shown.width) for part in parts)
         shown.print(notes + "\n", soft_wrap=True)

@@ -193,7 +193,8 @@ def clear_fdb(lab: Lab, arguments: list[str]) -> str:
 def snooping(lab: Lab, arguments: list[str]) -> str:
     """``snooping on`` or ``snooping off``: the kernel's IGMP snooping and its querier."""
     on = _on_or_off("snooping", arguments)
-    lab.switch_ports([snooping_line(bridge, on) for bridge in lab.personalities])
+    bridges = lab.personalities
+    lab.switch_ports([snooping_line(bridge, on, bridge == lab.querier) for bridge in bridges])
     usual = {kind != "dumb" for kind in lab.personalities.values()}
     _switched(lab, "snooping", arguments[0], usual == {on})
     return f"IGMP snooping is {arguments[0]}"
@@ -202,10 +203,9 @@ def snooping(lab: Lab, arguments: list[str]) -> str:
 def querier(lab: Lab, arguments: list[str]) -> str:
     """``querier off`` or ``querier on``: whether anybody asks the hosts for their groups."""
     on = _on_or_off("querier", arguments)
-    bridges = [bridge for bridge, kind in lab.personalities.items() if kind != "dumb"]
-    if not bridges:
+    if lab.personalities[lab.querier] == "dumb":
         raise SoftnlbError("the switch does not snoop, so it has no querier: snooping on first")
-    lab.switch_ports([querier_line(bridge, on) for bridge in bridges])
+    lab.switch_ports([querier_line(lab.querier, on)])
     _switched(lab, "querier", arguments[0], on)
     return f"the IGMP querier is {arguments[0]}"
 

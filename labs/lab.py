@@ -40,6 +40,7 @@ class Lab:
         self.plan = {node.name: node for node in self.layout.nodes}
         self.behind = {cable.client: cable.router for cable in self.layout.cables}
         self.personalities = {s.bridge: s.personality for s in self.layout.switches}
+        self.querier = next(s.bridge for s in self.layout.switches if s.asks)
         self.nodes: dict[str, NodeProcess] = {}
         self.agents: dict[str, Process] = {}
         self.services: dict[str, list[Process]] = {}

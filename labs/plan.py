@@ -81,6 +81,9 @@ class Switch:
     query_interval_s: int = 0
     ipv6: bool = False
     """Whether it snoops and queries for IPv6 too."""
+    asks: bool = True
+    """Whether it is the querier where it snoops.  One of them is: the bridges have no addresses by
+    which the lowest would be elected, so two that ask at once silence each other for 255 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class Plan:
 def build(document: Document) -> Plan:
     """The plan of a checked lab file."""
     ipv6 = any(address.version == 6 for address in cluster_ip_addresses(document))
+    snooping = [table["name"] for table in document["switch"] if table["personality"] != "dumb"]
+    querier = (snooping or [document["switch"][0]["name"]])[0]
     switches = tuple(
         Switch(
             table["name"],
@@ -120,6 +125,7 @@ def build(document: Document) -> Plan:
             f"br{number}",
             table.get("query_interval_s") or 0,
             ipv6,
+            asks=table["name"] == querier,
         )
         for number, table in enumerate(document["switch"])
     )

@@ -14,19 +14,20 @@ TABLE = "softnlb_faults"
 def bridge_lines(switch: Switch) -> list[str]:
     """Lines for ``ip -batch`` that make the bridge of a switch.
 
-    Snooping needs a querier, or the kernel floods as if it were off; the short response interval
-    (in hundredths of a second) ends the querier's waiting time after which snooping begins.
+    Snooping needs a querier somewhere, or the kernel floods as if it were off; the short response
+    interval (in hundredths of a second) ends the querier's waiting time, and then snooping begins.
     IGMPv3, because in version 2 a host that hears another's report keeps its own to itself, and
     this switch would not learn its port before the next query.  MLDv2 for the same reason.
     """
     snooping = int(switch.personality != "dumb")
+    asks = int(snooping and switch.asks)
     every = 100 * switch.query_interval_s
     often = f" mcast_query_interval {every} mcast_startup_query_interval {every}" if every else ""
     often += f" mcast_membership_interval {4 * every}" if every else ""
     often += " mcast_mld_version 2" if switch.ipv6 else ""
     return [
         f"link add {switch.bridge} type bridge stp_state 0 mcast_snooping {snooping}"
-        f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {snooping}{often}",
+        f" mcast_query_response_interval 10 mcast_igmp_version 3 mcast_querier {asks}{often}",
         f"link set {switch.bridge} up",
     ]
 
@@ -67,9 +68,10 @@ def _plugged_in(port: str, bridge: str, personality: str) -> list[str]:
     return [*lines, f"link set {port} up"]
 
 
-def snooping_line(bridge: str, on: bool) -> str:
-    """A line for ``ip -batch`` that switches the kernel's snooping."""
-    return f"link set {bridge} type bridge mcast_snooping {int(on)} mcast_querier {int(on)}"
+def snooping_line(bridge: str, on: bool, asks: bool) -> str:
+    """A line for ``ip -batch`` that switches the kernel's snooping; ``asks``: and its querier."""
+    asks = on and asks
+    return f"link set {bridge} type bridge mcast_snooping {int(on)} mcast_querier {int(asks)}"
 
 
 def querier_line(bridge: str, on: bool) -> str:

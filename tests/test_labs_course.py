@@ -450,3 +450,19 @@ def test_an_ordinary_user_can_take_the_course(own_directory):
         finally:
             student.say("down", "--name", name)
     assert machine() == before
+
+
+@BOTH
+def test_what_the_course_says_fits_the_terminal(at, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "course.json"
+    monkeypatch.setenv("SOFTNLB_COURSE", str(path))
+    monkeypatch.setenv("COLUMNS", "60")
+    for number in NUMBERS:
+        current = {"lab": number, "seed": 0, "name": "lab", "lang": at, "step": 0, "hints": 0}
+        document = {"student": "s", "labs": {}, "current": {**current, "stage": "passed"}}
+        path.write_text(json.dumps(document))
+        assert run(["lab", "next"]) == 0
+        assert run(["lab", "hint"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) > 10 * len(NUMBERS)
+    assert not [line for line in told if len(line) > 60 and "softnlb lab" not in line]

@@ -7,16 +7,18 @@ import subprocess
 
 import pytest
 
+from labs.course.lesson import load
 from labs.drawing import lab_map
 from labs.pcapng import Writer
 from labs.plan import build
 from labs.runs.bulk import interval
 from labs.snooping import group_mac, memberships
 from labs.snooping import ruleset as snooping_ruleset
-from labs.switch import PortFaults, fault_ruleset
+from labs.switch import PortFaults, bridge_lines, fault_ruleset, trunk_lines
 from labs.topology import CLIENT_POOL, LabSpec, dedicated_ip_address
 from modes.plan import Mode
 from softnlb.errors import UsageError
+from tests.netns import Namespace, wait_for
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,22 @@ def test_the_interval_of_a_median_holds_it():
     low, high = interval([0.9, 0.95, 1.0, 1.05, 0.97, 0.99, 1.01])
     assert 0.9 <= low <= 0.99 <= high <= 1.05
     assert interval([0.5] * 7) == (0.5, 0.5)
+
+
+def test_two_switches_that_snoop_have_a_querier_that_goes_on_asking():
+    plan = build(load(3, 0, "lab").spec.complete_document())
+    (trunk,) = plan.trunks
+    personalities = {switch.bridge: switch.personality for switch in plan.switches}
+    assert sorted(personalities.values()) == ["linux", "mac"]
+    lines = [line for switch in plan.switches for line in bridge_lines(switch)]
+    switch = Namespace("switch")
+    switch.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1")  # nothing but queries is sent
+    switch.run("ip -batch -", input="\n".join([*lines, *trunk_lines(trunk, personalities)]))
+
+    def queries():
+        shown = json.loads(switch.run("ip -j -s link show type veth"))
+        return max(link["stats64"]["tx"]["packets"] for link in shown)
+
+    # One each second; what is learned lasts for four.
+    wait_for(lambda: queries() >= 7, timeout_s=20.0)
+    switch.close()

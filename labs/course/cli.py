@@ -1,11 +1,13 @@
 """The verbs of the course: ``softnlb lab list | start | next | hint | check``."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from labs.course.heads import HEADS
 from softnlb.cli_common import json_option, print_json
 from softnlb.cli_show import bold
 
@@ -14,55 +16,6 @@ if TYPE_CHECKING:
     from labs.course.progress import Document
 
 GUESS, RUN, PASSED = "guess", "run", "passed"
-
-HEADS = {
-    "en": {
-        "step": "Lab {lab}, step {step} of {steps}",
-        "predict": "Predict",
-        "run": "Run",
-        "observe": "Observe and answer",
-        "explain": "That is it.",
-        "no": "Not yet.",
-        "guessed": "Your guess was {letter}, and it came true.",
-        "missed": "Your guess was {letter}; it was {right}.",
-        "say": "Your guess, before you look: softnlb lab next {letters}",
-        "answer": "Then: softnlb lab check ANSWER        Stuck? softnlb lab hint",
-        "next": "Go on: softnlb lab next",
-        "end": "This lab is done. Go on: softnlb lab start {following}",
-        "over": "That was the last one. softnlb lab down ends the lab.",
-        "hint": "Hint {number} of {count}: {text}",
-        "hints": "There is no further hint.",
-        "pending": "This step waits for its answer: softnlb lab check ANSWER "
-        "(--skip leaves it out)",
-        "course": "The course, softnlb lab start NUMBER:",
-        "none": "no lab is running",
-        "starts": "the lab starts",
-        "look": "measuring in the lab",
-    },
-    "de": {
-        "step": "Lab {lab}, Schritt {step} von {steps}",
-        "predict": "Vorhersage",
-        "run": "Ausführen",
-        "observe": "Beobachten und antworten",
-        "explain": "Richtig.",
-        "no": "Noch nicht.",
-        "guessed": "Ihre Vorhersage {letter} ist eingetroffen.",
-        "missed": "Ihre Vorhersage war {letter}; richtig ist {right}.",
-        "say": "Ihre Vorhersage, bevor Sie nachsehen: softnlb lab next {letters}",
-        "answer": "Danach: softnlb lab check ANTWORT        Ratlos? softnlb lab hint",
-        "next": "Weiter: softnlb lab next",
-        "end": "Dieses Lab ist geschafft. Weiter: softnlb lab start {following}",
-        "over": "Das war das letzte. softnlb lab down beendet das Lab.",
-        "hint": "Tipp {number} von {count}: {text}",
-        "hints": "Mehr Tipps gibt es nicht.",
-        "pending": "Der Schritt wartet auf seine Antwort: softnlb lab check ANTWORT "
-        "(--skip lässt ihn aus)",
-        "course": "Der Kurs, softnlb lab start NUMMER:",
-        "none": "es läuft kein Lab",
-        "starts": "das Lab startet",
-        "look": "im Lab wird gemessen",
-    },
-}
 
 lang_option = click.option(
     "--lang", type=click.Choice(["en", "de"]), help="Language of the texts; default: LANG's."
@@ -186,7 +139,7 @@ def next_step(as_json: bool, guess: str | None, skip: bool, lang: str | None) ->
                 lab.break_secretly(*fault.split())
             current["stage"] = RUN
         elif current["stage"] == RUN and not skip:
-            click.echo(heads["pending"], err=as_json)
+            click.echo(_wrapped(heads["pending"]), err=as_json)
         else:
             current |= {"step": current["step"] + 1, "stage": GUESS, "hints": 0}
         _show(lesson, current, as_json)
@@ -346,7 +299,7 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
         letters = "abcdefgh"[: len(text["choices"])]
         _part(heads["predict"], text["predict"])
         for letter, choice in zip(letters, text["choices"], strict=True):
-            click.echo(f"  {letter}) {choice}")
+            click.echo(_wrapped(choice, f"  {letter}) "))
         click.echo("\n" + heads["say"].format(letters="|".join(letters)))
         return
     click.echo(bold("\n" + heads["run"]))
@@ -361,8 +314,13 @@ def _part(head: str, text: str) -> None:
     click.echo(_wrapped(text))
 
 
-def _wrapped(text: str) -> str:
-    return "\n".join(click.wrap_text(part, 88) for part in text.strip().split("\n\n"))
+def _wrapped(text: str, mark: str = "") -> str:
+    """Paragraphs as wide as the terminal, 88 columns at most; ``mark`` hangs before the first."""
+    columns = min(88, shutil.get_terminal_size((88, 24)).columns)
+    return "\n\n".join(
+        click.wrap_text(part, columns, initial_indent=mark, subsequent_indent=" " * len(mark))
+        for part in text.strip().split("\n\n")
+    )
 
 
 def _check_class(

@@ -22,10 +22,10 @@ from softnlb.cli_common import print_json
 REQUESTS = 200
 
 LESSON = """\
-Every host must receive every frame, so the switch must flood.  Unicast: no host ever sends from the
-cluster MAC address, the switch never learns where it is and sends the frames to everybody, also to
-the bystander.  Multicast: a switch without snooping floods a multicast address.  IGMP: the hosts
-join a group, and a switch that snoops by MAC address sends to the members only."""
+Every host must receive every frame.  Unicast: no host ever sends from the cluster MAC address, the
+switch never learns where it is and floods: it sends the frames to everybody, also to the bystander.
+Multicast: a switch that knows no members of the address floods it, too.  IGMP: the hosts join a
+group, and a switch that snoops by MAC address sends to the members only."""
 
 
 def measure(lab: LabHandle, requests: int) -> dict[str, Any]:
