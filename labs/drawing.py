@@ -74,9 +74,17 @@ def print_status(status: dict[str, Any]) -> None:
             host["state"],
             str(host["pid"] or "-"),
             host["dedicated_ip_address"],
-            "#" * (host["buckets"] // 2) + f" {host['buckets']}",
+            f"{'#' * (host['buckets'] // 4)} {host['buckets']}".strip(),
         )
     shown.print(table)
     for fault, detail in status["faults"].items():
         if detail:
-            shown.print(f"in force: {fault} {detail}")
+            shown.print(f"in force: {fault} {_words(detail)}")
+
+
+def _words(detail: Any) -> str:
+    """What a fault concerns: a name, several, or the sides of a partition."""
+    if not isinstance(detail, list):
+        return str(detail)
+    sides = any(isinstance(one, list) for one in detail)
+    return (" | " if sides else ", ").join(_words(one) for one in detail)

@@ -327,6 +327,7 @@ def explained_owners(lab: LabHandle, flows: list[tuple[str, int]]) -> list[int |
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Row], notes: str = "") -> None:
     """A table on standard output, with a sentence or two on what it shows."""
+    from rich import box
     from rich.table import Table
 
     hush()
@@ -334,9 +335,21 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Row], notes: 
     shown = console(width=110)
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        words = " ".join(
+            (column, *(str(cell) for row in rows for cell in row[number : number + 1]))
+        ).split()
+        table.add_column(
+            column,
+            justify="left" if number == 0 else "right",
+            min_width=max(map(len, words), default=0),
+        )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
+    if shown.measure(table, options=shown.options.update_width(1000)).minimum > shown.width:
+        table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)  # rather no lines than cut words
+        table.show_edge = table.pad_edge = False
+        for each in table.columns[1:]:
+            each.width = each.min_width
     shown.print(table)
     if notes:
         if shown.width < max(map(len, notes.splitlines())):

@@ -26,7 +26,7 @@ import pytest
 from labs.course import lesson as lessons
 from labs.course.checks import CHECKS
 from labs.course.judging import Facts, judge
-from labs.course.progress import WORDS, reason
+from labs.course.progress import WORDS, note, reason
 from labs.handle import LabHandle
 from labs.lab_file import check as check_file
 from labs.namespaces import die_with_parent
@@ -345,6 +345,7 @@ def test_reasons_say_what_was_seen(at):
     assert [judge(number, a) for a in ("1,6 s", "2.4", "0.3", "7")] == [
         "right", "right", "low", "high"
     ]  # fmt: skip
+    assert judge(Facts(["28"], ordered=False), "7") == "wrong"
     assert judge(Facts(["02:bf:0a:01:00:64"]), "02-BF-0A-01-00-64") == "right"
     number.ready = False
     assert judge(number, "1.9") == "not ready"
@@ -466,3 +467,33 @@ def test_what_the_course_says_fits_the_terminal(at, tmp_path, monkeypatch, capsy
     told = capsys.readouterr().out.splitlines()
     assert len(told) > 10 * len(NUMBERS)
     assert not [line for line in told if len(line) > 60 and "softnlb lab" not in line]
+
+
+def test_a_right_answer_outlives_what_is_tried_afterwards():
+    lesson, document = lessons.load(8, 0, "lab"), {"labs": {}}
+    facts = Facts(["20"])
+    given = ("15", "20", "99")
+    verdicts = [note(document, lesson, lesson.steps[0], one, facts) for one in given]
+    assert verdicts == ["low", "right", "high"]
+    noted = document["labs"]["8"]["steps"]["before"]
+    assert (noted["verdict"], noted["answer"], noted["tries"]) == ("right", "20", 2)
+
+
+def test_a_guess_is_kept_although_nobody_reads_on(tmp_path):
+    path = tmp_path / "course.json"
+    current = {"lab": 8, "seed": 0, "name": "lab", "lang": "en", "step": 0, "hints": 0}
+    path.write_text(
+        json.dumps({"student": "s", "labs": {}, "current": {**current, "stage": "passed"}})
+    )
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    program = "from softnlb.cli import main; main()"
+    subprocess.run(
+        [sys.executable, "-c", program, "lab", "next"],
+        env={**os.environ, "SOFTNLB_COURSE": str(path)},
+        stdout=write_end,
+        check=False,
+        timeout=60,
+    )
+    os.close(write_end)
+    assert json.loads(path.read_text())["current"]["step"] == 1

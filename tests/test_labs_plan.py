@@ -6,9 +6,11 @@ import struct
 import subprocess
 
 import pytest
+from rich.console import Console
 
 from labs.course.lesson import load
-from labs.drawing import lab_map
+from labs.drawing import lab_map, print_status
+from labs.experiment import print_table
 from labs.pcapng import Writer
 from labs.plan import build
 from labs.runs.bulk import interval
@@ -193,3 +195,23 @@ def test_two_switches_that_snoop_have_a_querier_that_goes_on_asking():
     # One each second; what is learned lasts for four.
     wait_for(lambda: queries() >= 7, timeout_s=20.0)
     switch.close()
+
+
+def test_a_table_gives_up_its_lines_before_its_words(monkeypatch, capsys):
+    monkeypatch.setattr("labs.experiment.console", lambda width: Console(width=67))
+    heads = ["mode", "requests", "bystander", "frames per port", "theory", "per frame", "seconds"]
+    print_table("Cost", heads, [["multicast", *"123456"]], "A sentence that is too long. " * 4)
+    told = capsys.readouterr().out
+    assert all(head in told for head in ("mode", "multicast", "requests", "bystander", "seconds"))
+    assert max(map(len, told.splitlines())) <= 67
+
+
+def test_a_partition_is_told_in_words(capsys):
+    sides = [["host1", "host2"], ["host3", "router"]]
+    status = {"nodes": [], "switches": [], "hosts": [], "name": "lab", "mode": "unicast"}
+    status |= {"faults": {"partition": sides, "killed": ["host1"]}}
+    status |= {"cluster_ip_address": "10.1.0.100"}
+    print_status(status)
+    told = capsys.readouterr().out
+    assert "in force: partition host1, host2 | host3, router\n" in told
+    assert "in force: killed host1\n" in told

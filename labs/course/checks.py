@@ -115,15 +115,15 @@ def host_for(lab: LabHandle, values: Values) -> Facts:
         url = f"http://{values['vip']}:{values['port']}/"
         command = ["curl", "-s", "-m", "2", "--interface", address, url]
         found.append(f"host{json.loads(lab.output('client1', command))['host_id']}")
-    agreed = len(set(found)) == 1
-    return Facts(sorted(set(found)), ready=agreed, seen={"found": " ".join(found)})
+    hosts = sorted(set(found))
+    return Facts(hosts, ready=len(hosts) == 1, seen={"found": ", ".join(hosts)})
 
 
 def curl_status(lab: LabHandle, values: Values) -> Facts:
     """The exit status of curl at a port: 28 for silence, 7 for a refusal."""
     url = f"http://{values['vip']}:{values['port']}/"
     done = lab.complete("client1", ["curl", "-s", "-m", "1", url])
-    return Facts([str(done["exit_status"])])
+    return Facts([str(done["exit_status"])], ordered=False)
 
 
 def buckets(lab: LabHandle, values: Values) -> Facts:

@@ -142,7 +142,7 @@ def next_step(as_json: bool, guess: str | None, skip: bool, lang: str | None) ->
             click.echo(_wrapped(heads["pending"]), err=as_json)
         else:
             current |= {"step": current["step"] + 1, "stage": GUESS, "hints": 0}
-        _show(lesson, current, as_json)
+    _show(lesson, current, as_json)
 
 
 @click.command()

@@ -8,14 +8,16 @@ from typing import Any
 class Facts:
     """What the lab shows.
 
-    ``right``: every answer that fits; a number fits within ``tolerance``.  ``ready``: False when
-    the lab is not in the state that the step asks for.  ``seen`` fills the step's texts, and
+    ``right``: every answer that fits; a number fits within ``tolerance``, and one that does not is
+    too low or too high, but for an exit status and the like (``ordered`` False).  ``ready``: False
+    when the lab is not in the state that the step asks for.  ``seen`` fills the step's texts, and
     ``clues`` what speaks against one wrong answer.
     """
 
     right: list[str]
     tolerance: float = 0.0
     ready: bool = True
+    ordered: bool = True
     seen: dict[str, Any] = field(default_factory=dict)
     clues: dict[str, str] = field(default_factory=dict)
 
@@ -36,6 +38,8 @@ def judge(facts: Facts, answer: str | None) -> str:
     given = tidy(answer)
     if given in facts.right or f"host{given}" in facts.right:
         return "right"
+    if not facts.ordered:
+        return "wrong"
     try:
         number, wanted = float(given), float(facts.right[0])
     except ValueError:

@@ -68,9 +68,14 @@ def write(path: Path, document: Document) -> None:
 
 
 def note(document: Document, lesson: Lesson, step: Step, answer: str | None, facts: Facts) -> str:
-    """Put a check into the document; returns the verdict."""
+    """Put a check into the document; returns the verdict.
+
+    A right answer stays there, whatever the student tries out afterwards.
+    """
     verdict = judge(facts, answer)
     done = entry(document, lesson.number, lesson.seed, step.id)
+    if done.get("verdict") == "right":
+        return verdict
     done |= {"answer": answer, "verdict": verdict, "facts": asdict(facts)}
     done["tries"] = done.get("tries", 0) + 1
     return verdict

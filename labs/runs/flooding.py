@@ -84,7 +84,7 @@ def show(results: list[dict[str, Any]]) -> None:
     rows: list[tuple[object, ...]] = [
         ("frames from the clients", *(result["client_frames"] for result in results))
     ]
-    for port in sorted(ports, key=lambda port: (not port.startswith("host"), port)):
+    for port in sorted(ports, key=lambda port: (not port.startswith("host"), len(port), port)):
         rows.append(
             (
                 f"received by {port}",
