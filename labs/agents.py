@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ def start_agent(config: "ClusterConfig", host: NodeProcess, proc: MachineProc) -
 
     from softnlb.run import run  # here, so that a lab without agents need not wait for it
 
+    if config.data_plane != "nfqueue":
+        import_module("softnlb.ebpf")  # once, instead of once in every agent
     return fork(f"agent:{host.node.name}", proc, body, log=None)
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import mmap
 import os
-import platform
 import struct
 import time
 from pathlib import Path
@@ -95,7 +94,7 @@ class Program:
 
 def wait_for_running_programs() -> None:
     """Every run that began before this call has ended when it returns: about 10 ms."""
-    number = _MEMBARRIER.get(platform.machine())
+    number = _MEMBARRIER.get(os.uname().machine)
     if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0):
         # A run lasts microseconds, and nothing else on its processor can delay it this long.
         time.sleep(_GRACE_S)

@@ -27,9 +27,6 @@ struct {
 	__type(value, struct counters);
 } packets SEC(".maps");
 
-/* Read anew at every use: a copy that the compiler keeps as a number is no pointer any more. */
-#define POINTER(field) ((void *)(long)*(volatile __u32 *)&(field))
-
 enum verdict {
 	KEEP,
 	DROP,
@@ -261,8 +258,7 @@ static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 		return conclude(d, UNTOUCHED, TAGGED);
 	if (kind == KIND_OTHER)
 		return conclude(d, UNTOUCHED, NOT_CLUSTER);
-	ip = kind == KIND_IPV6 ? find_cluster_ipv6(table, p->destination6)
-			       : find_cluster_ip(table, p->destination);
+	ip = find_cluster_ip(table, p, kind);
 	if (!ip)
 		return conclude(d, UNTOUCHED, NOT_CLUSTER);
 	if (kind == KIND_IPV6 && resolves_addresses(p))
@@ -285,7 +281,7 @@ static __always_inline void decide(void *ctx, enum hook hook, enum kind kind,
 	    bpf_ntohs(p->destination_port) == table->remote_control_port)
 		return conclude(d, KEEP, REMOTE_CONTROL);
 
-	slot = slot_of(table, ip, p);
+	slot = slot_of_any(table, ip, p->protocol, p->destination_port);
 	if (slot >= SLOTS_MAX)
 		return conclude(d, DROP, MALFORMED);
 	d->slot = slot;
@@ -351,7 +347,7 @@ static __noinline __u64 decide_any_tc(struct __sk_buff *skb, const struct table 
 	pull_headers(skb);
 	data = POINTER(skb->data);
 	end = POINTER(skb->data_end);
-	kind = parse_frame(data, end, skb->len, skb, &p);
+	kind = parse_frame(skb, HOOK_TC, data, end, skb->len, &p);
 	if (tagged(skb))
 		kind = KIND_TAGGED;
 	decide(skb, HOOK_TC, kind, table, &p, &d);
@@ -365,7 +361,7 @@ static __noinline __u64 decide_any_xdp(struct xdp_md *ctx, const struct table *t
 	struct packet p;
 	enum kind kind;
 
-	kind = parse_frame(data, end, end - data, 0, &p);
+	kind = parse_frame(ctx, HOOK_XDP, data, end, end - data, &p);
 	decide(ctx, HOOK_XDP, kind, table, &p, &d);
 	return pack(&d);
 }

@@ -35,6 +35,14 @@
 #define PPTP_PORT 1723
 #define IKE_PORT 500
 
+/* Read anew at every use: a copy that the compiler keeps as a number is no pointer any more. */
+#define POINTER(field) ((void *)(long)*(volatile __u32 *)&(field))
+
+enum hook {
+	HOOK_TC,
+	HOOK_XDP,
+};
+
 enum kind {
 	KIND_IPV4,
 	KIND_IPV6,
@@ -55,7 +63,6 @@ struct packet {
 	__be16 source_port;
 	__be16 destination_port;
 	__u16 fragment_offset;
-	__u16 skipped; /* bytes of IPv6 extension headers */
 	__u8 protocol;
 	__u8 flags;
 	__u8 icmp_type;
@@ -208,44 +215,73 @@ static const volatile __u8 length_mask[256] = {
 static const volatile __u16 fragment_mask[256] = { [IPPROTO_FRAGMENT] = 0x1fff };
 
 #define SKIPPED_MASK 0x3fff
+#define OFFSET_MASK 0x7f
 
-/* Step over the extension headers; 0 where one is cut off.  ``at``: behind the IPv6 header. */
-static __always_inline int skip_extensions(void *at, void *end, __u32 in_frame, struct packet *p)
+struct extensions {
+	__u32 skipped; /* bytes */
+	__u16 fragment_offset;
+	__u8 protocol;
+	__u8 whole; /* none is cut off */
+};
+
+/* Step over the extension headers.  ``offset``: of the first one in the frame; ``in_frame``: bytes
+ * of the packet from there on; ``kind``: what the IPv6 header calls it. */
+static __always_inline int skip_extensions(void *data, void *end, __u32 offset, __u32 in_frame,
+					   __u32 kind, struct extensions *found)
 {
-	__u32 skipped = 0, kind = p->protocol;
-	int i, whole = 0;
+	void *at = data + (offset & OFFSET_MASK);
+	__u32 skipped = 0;
+	int i;
 
 	for (i = 0; i < EXTENSIONS_MAX; i++) {
 		struct extension *header = at + skipped;
 
 		if (!extension_units[kind & 0xff]) {
-			whole = 1;
+			found->whole = 1;
 			break;
 		}
 		if (skipped + 8 > in_frame || (void *)(header + 1) > end)
 			break;
-		p->fragment_offset = bpf_ntohs(header->fragment) >> 3 & fragment_mask[kind & 0xff];
+		found->fragment_offset = bpf_ntohs(header->fragment) >> 3 &
+					 fragment_mask[kind & 0xff];
 		skipped += 8 + (header->length & length_mask[kind & 0xff]) *
 				       extension_units[kind & 0xff];
 		skipped &= SKIPPED_MASK;
 		kind = header->next;
-		if (p->fragment_offset) {
-			whole = 1;
+		if (found->fragment_offset) {
+			found->whole = 1;
 			break;
 		}
 	}
-	/* By bytes, so that the verifier forgets where each value came from, and what follows is
-	 * looked at once. */
-	*(volatile __u8 *)&p->protocol = kind;
-	((volatile __u8 *)&p->skipped)[0] = skipped;
-	((volatile __u8 *)&p->skipped)[1] = skipped >> 8;
-	return whole;
+	found->protocol = kind;
+	found->skipped = skipped;
+	return 0;
 }
 
-/* ``bytes`` and ``skb`` as for IPv4. */
-static __always_inline enum kind parse_ipv6(void *at, void *end, __u32 bytes,
-					    struct __sk_buff *skb, struct packet *p)
+/* Global functions, which the verifier looks at once: inlined, everything behind the loop would be
+ * looked at for each number of headers, a third of a second at each load. */
+__noinline int skip_extensions_tc(struct __sk_buff *skb, __u32 offset, __u32 in_frame, __u32 kind,
+				  struct extensions *found)
 {
+	return found ? skip_extensions(POINTER(skb->data), POINTER(skb->data_end), offset,
+				       in_frame, kind, found)
+		     : 0;
+}
+
+__noinline int skip_extensions_xdp(struct xdp_md *ctx, __u32 offset, __u32 in_frame, __u32 kind,
+				   struct extensions *found)
+{
+	return found ? skip_extensions(POINTER(ctx->data), POINTER(ctx->data_end), offset,
+				       in_frame, kind, found)
+		     : 0;
+}
+
+/* ``bytes`` as for IPv4; ``offset``: of ``at`` in the frame. */
+static __always_inline enum kind parse_ipv6(void *ctx, enum hook hook, void *at, void *end,
+					    __u32 offset, __u32 bytes, struct packet *p)
+{
+	struct __sk_buff *skb = hook == HOOK_TC ? ctx : 0;
+	struct extensions found = {};
 	struct ipv6hdr *ip = at;
 	__u32 total_bytes, in_frame, skipped;
 	__s32 room;
@@ -265,10 +301,16 @@ static __always_inline enum kind parse_ipv6(void *at, void *end, __u32 bytes,
 	p->protocol = ip->nexthdr;
 	p->malformed = 1;
 	in_frame = bytes < total_bytes ? bytes : total_bytes;
-	if (!skip_extensions(at + sizeof(*ip), end, in_frame - sizeof(*ip), p) ||
-	    p->fragment_offset)
+	offset += sizeof(*ip);
+	if (hook == HOOK_TC)
+		skip_extensions_tc(ctx, offset, in_frame - sizeof(*ip), p->protocol, &found);
+	else
+		skip_extensions_xdp(ctx, offset, in_frame - sizeof(*ip), p->protocol, &found);
+	p->protocol = found.protocol;
+	p->fragment_offset = found.fragment_offset;
+	if (!found.whole || found.fragment_offset)
 		return KIND_IPV6;
-	skipped = *(volatile __u16 *)&p->skipped & SKIPPED_MASK;
+	skipped = found.skipped & SKIPPED_MASK;
 	p->transport = at + sizeof(*ip) + skipped;
 	room = (__s32)in_frame - (__s32)sizeof(*ip) - (__s32)skipped;
 	kind = parse_transport(end, room, p);
@@ -283,9 +325,10 @@ static __always_inline enum kind parse_ipv6(void *at, void *end, __u32 bytes,
 }
 
 /* ``frame_bytes``: of the whole frame, of which only a part may lie before ``end``. */
-static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_bytes,
-					     struct __sk_buff *skb, struct packet *p)
+static __always_inline enum kind parse_frame(void *ctx, enum hook hook, void *data, void *end,
+					     __u32 frame_bytes, struct packet *p)
 {
+	struct __sk_buff *skb = hook == HOOK_TC ? ctx : 0;
 	struct ethhdr *ethernet = data;
 	void *at = data + sizeof(*ethernet);
 	__be16 ethertype;
@@ -312,7 +355,7 @@ static __always_inline enum kind parse_frame(void *data, void *end, __u32 frame_
 	if (ethertype == bpf_htons(ETH_P_IP))
 		return parse_ipv4(at, end, frame_bytes, skb, p);
 	if (ethertype == bpf_htons(ETH_P_IPV6))
-		return parse_ipv6(at, end, frame_bytes, skb, p);
+		return parse_ipv6(ctx, hook, at, end, at - data, frame_bytes, p);
 	if (ethertype == bpf_htons(ETH_P_ARP))
 		return parse_arp(at, end, frame_bytes, p);
 	return KIND_OTHER;

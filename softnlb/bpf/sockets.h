@@ -57,11 +57,6 @@ extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *, struct bpf_sock_tuple 
 					 struct conntrack_options *, __u32) __ksym __weak;
 extern void bpf_ct_release(struct nf_conn *) __ksym __weak;
 
-enum hook {
-	HOOK_TC,
-	HOOK_XDP,
-};
-
 /* Fills the tuple; returns how much of it counts, in bytes.  The rest is 0: the verifier wants all
  * of what might be read to have a value. */
 static __always_inline __u32 fill_tuple(struct bpf_sock_tuple *tuple, const struct packet *p)
@@ -129,7 +124,7 @@ static __always_inline int carries_syn_cookie(struct bpf_sock *listener, const s
 
 	if ((p->flags & FLAGS_OPENING) != FLAG_ACK)
 		return 0;
-	if ((void *)(tcp + 1) > end)
+	if (!tcp || (void *)(tcp + 1) > end)
 		return 0;
 	if (p->ipv6) {
 		struct ipv6hdr *ipv6 = p->ip;

@@ -20,6 +20,10 @@ static __always_inline const struct table *obeyed(void)
 	return table;
 }
 
+struct address6 {
+	__be32 words[4];
+};
+
 /* Of an address in network order the sum of its last two bytes: neighbours do not collide. */
 static __always_inline __u32 place_of(__be32 address)
 {
@@ -28,37 +32,59 @@ static __always_inline __u32 place_of(__be32 address)
 	return bytes[2] + bytes[3];
 }
 
-static __always_inline const struct cluster_ip_address *find_cluster_ip(const struct table *table,
-									__be32 address)
+/* Global functions, which the verifier looks at once: inlined, everything behind a search would be
+ * looked at for each of its ends. */
+#define NO_PLACE 0xffff
+
+__noinline __u32 place_of_cluster_ip(const struct table *table, __be32 address)
 {
 	__u32 first = place_of(address), i;
 
+	if (!table)
+		return NO_PLACE;
 	for (i = 0; i <= CLUSTER_IP_ADDRESSES_MAX; i++) {
 		const struct cluster_ip_address *ip = &table->cluster[(first + i) % PLACES];
 
 		if (!ip->address)
-			return 0;
+			break;
 		if (ip->address == address)
-			return ip;
+			return (first + i) % PLACES;
 	}
-	return 0;
+	return NO_PLACE;
 }
 
-static __always_inline const struct cluster_ip_address *
-find_cluster_ipv6(const struct table *table, const __be32 *address)
+__noinline __u32 place_of_cluster_ipv6(const struct table *table, const struct address6 *address)
 {
-	__u32 first = place_of(address[3]), i;
+	__u32 first, i;
 
+	if (!table || !address)
+		return NO_PLACE;
+	first = place_of(address->words[3]);
 	for (i = 0; i <= CLUSTER_IPV6_ADDRESSES_MAX; i++) {
 		const struct cluster_ipv6_address *ip = &table->cluster6[(first + i) % PLACES_IPV6];
 
 		if (!ip->ports.address)
-			return 0;
-		if (ip->address[3] == address[3] && ip->address[2] == address[2] &&
-		    ip->address[1] == address[1] && ip->address[0] == address[0])
-			return &ip->ports;
+			break;
+		if (ip->address[3] == address->words[3] && ip->address[2] == address->words[2] &&
+		    ip->address[1] == address->words[1] && ip->address[0] == address->words[0])
+			return (first + i) % PLACES_IPV6;
 	}
-	return 0;
+	return NO_PLACE;
+}
+
+static __always_inline const struct cluster_ip_address *
+find_cluster_ip(const struct table *table, const struct packet *p, enum kind kind)
+{
+	struct address6 address;
+	__u32 place;
+
+	if (kind != KIND_IPV6) {
+		place = place_of_cluster_ip(table, p->destination);
+		return place < PLACES ? &table->cluster[place] : 0;
+	}
+	__builtin_memcpy(&address, p->destination6, sizeof(address));
+	place = place_of_cluster_ipv6(table, &address);
+	return place < PLACES_IPV6 ? &table->cluster6[place].ports : 0;
 }
 
 /* Where it lies unless another address was there first. */
@@ -88,6 +114,14 @@ static __always_inline __u32 slot_of(const struct table *table, const struct clu
 	if (page >= PORT_PAGES_MAX)
 		return table->default_slot;
 	return table->page_slots[page][port & 0xff];
+}
+
+__noinline __u32 slot_of_any(const struct table *table, const struct cluster_ip_address *ip,
+			     __u32 protocol, __u32 port)
+{
+	struct packet p = { .protocol = protocol, .destination_port = port };
+
+	return table && ip ? slot_of(table, ip, &p) : SLOTS_MAX;
 }
 
 static __always_inline __u32 bucket_of_ipv6_client(__u32 hash, const struct rule *rule,
