@@ -1,7 +1,8 @@
 """Losing members: the silent, the deaf, and one of two that cannot hear each other."""
 
-from convergence.events import ProbeHost, Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, address
+from convergence import orphans
+from convergence.events import Severity
+from convergence.heartbeat import AGE_NONE, AGE_UNITS
 from convergence.peers import Peer, Word
 from convergence.phases import change_view
 from convergence.rules import HOST_ID_MAX
@@ -63,6 +64,8 @@ def judge(state: State) -> None:
         else:
             expiry = min(expiry, heard_until)
     state.expiry_ms = min(expiry, state.now_ms + state.period_ms)
+    if state.now_ms >= state.probe_ms:
+        orphans.probe(state)
     if dead:
         _lose(state, dead)
     for peer in list(state.view.values()):
@@ -75,12 +78,11 @@ def judge(state: State) -> None:
 def _lose(state: State, dead: list[Peer]) -> None:
     for peer in dead:
         del state.view[peer.host_id]
-        where = address(peer.statement.dedicated_ip_address)
         text = f"Host {peer.host_id} is lost: no heartbeat for {state.death_ms} ms."
         state.log("host-lost", Severity.WARNING, text, host_id=peer.host_id)
         state.lost[peer.host_id, peer.code] = peer
         state.orphans_stale = True
-        state.outputs.append(ProbeHost(peer.host_id, peer.code, where))
+    orphans.probe(state)
     embargo_ms = EMBARGO_PERIODS * state.period_ms
     # I may have missed the last words about a host that I do not hear myself.
     by_word = any(newest_ms(state, peer) > peer.received_ms + state.period_ms for peer in dead)

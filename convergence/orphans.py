@@ -1,6 +1,7 @@
 """Idle buckets, and orphaned ones in which a lost connection may be answered with a reset."""
 
-from convergence.events import HostProbed, IdleScanned
+from convergence.events import HostProbed, IdleScanned, ProbeHost
+from convergence.heartbeat import address
 from convergence.peers import Peer
 from convergence.rules import ALL_BUCKETS
 from convergence.stages import Stage
@@ -10,6 +11,9 @@ SYN_COOKIE_MS = 120_000
 """After a SYN cookie a connection may come into being that no scan could see."""
 
 RELEASES_MAX = 256
+
+PROBE_AGAIN_MS = 10_000
+"""Between two questions for the hosts that fell silent and are not proven gone."""
 
 
 def scanned(state: State, event: IdleScanned) -> None:
@@ -69,6 +73,14 @@ def start(state: State) -> None:
     state.statement = None
 
 
+def probe(state: State) -> None:
+    """Ask whether the kernels of the lost hosts still serve; one that does may be gone later."""
+    state.probe_ms = state.now_ms + PROBE_AGAIN_MS if state.lost else FOREVER
+    for (host_id, code), peer in state.lost.items():
+        where = address(peer.statement.dedicated_ip_address)
+        state.outputs.append(ProbeHost(host_id, code, where))
+
+
 def probed(state: State, event: HostProbed) -> None:
     """Three probes of a lost host's dedicated IP address: its kernel is gone, or still serves."""
     if event.gone and state.lost.pop((event.host_id, event.host_code), None) is not None:
@@ -86,19 +98,19 @@ def recompute(state: State) -> None:
     """The buckets of mine in which nobody can have a live connection.
 
     Mine for 3 s; and every other host reported them idle in a frame whose current map lacks them:
-    the members, whoever else was heard within T x P, and the hosts that fell silent, unless they
-    are proven gone.  A host may serve connections in buckets that it has not held for long.
+    the members, and whoever else was heard within T x P.  A host may serve connections in buckets
+    that it has not held for long.  None while a host that fell silent is not proven gone: whatever
+    it said last, since then it may have taken over any of them, and I be the one that was cut off.
     """
     now_ms = state.now_ms
     state.acquired = [entry for entry in state.acquired if now_ms - entry[0] < SETTLE_MS]
-    orphan = list(state.current)
+    orphan = [0 if state.lost else held for held in state.current]
     for _ms, slot, bits in state.acquired:
         orphan[slot] &= ~bits
     strangers = (*state.heard.primary.values(), *state.heard.rivals.values())
     for peer in (
         *state.view.values(),
         *(peer for peer in strangers if now_ms - peer.received_ms < state.death_ms),
-        *state.lost.values(),
     ):
         if not any(orphan):
             break

@@ -147,6 +147,7 @@ class State:
     # convergence
     phase: Phase = Phase.UNKNOWN
     generation: int = 0
+    said_generation: int = 0
     current: list[int] = field(default_factory=list)
     ready: list[int] | None = None
     target: list[int] | None = None
@@ -180,6 +181,7 @@ class State:
     released: list[tuple[int, int, int]] = field(default_factory=list)
     acquired: list[tuple[int, int, int]] = field(default_factory=list)
     lost: dict[tuple[int, int], Peer] = field(default_factory=dict)
+    probe_ms: int = FOREVER
     # what goes out
     outputs: list[Output] = field(default_factory=list)
     statement: Statement | None = None
