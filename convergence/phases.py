@@ -56,9 +56,16 @@ def restart(state: State, reason: str, generation: int) -> None:
 
 
 def change_view(state: State, reason: str, seen_generation: int = 0) -> None:
-    """The members, or a weight or drain flag of one, changed."""
+    """The members, or a weight or drain flag of one, changed.
+
+    A generation that I heard of and have not said yet can still be that of the new view: nobody
+    has agreed with me in it.  So hosts that notice the same change one after the other, hearing of
+    each other's, all end in one generation.
+    """
     state.recompute_view()
-    restart(state, reason, max(state.generation, seen_generation) + 1)
+    unsaid = state.generation > state.said_generation
+    own = state.generation if unsaid else state.generation + 1
+    restart(state, reason, max(own, seen_generation + 1))
 
 
 def note_agreement(state: State, peer: Peer) -> None:

@@ -116,6 +116,7 @@ def send(state: State) -> None:
         state.next_send_ms = now_ms + state.period_ms * share // len(members)
     state.urgent = False
     state.last_send_ms = now_ms
+    state.said_generation = state.generation
 
 
 def _listened(state: State) -> int:

@@ -321,6 +321,26 @@ def test_a_death_is_seen_t_x_p_after_the_last_frame_that_anybody_heard() -> None
     assert all(DEATH_MS <= at_ms - last <= DEATH_MS + 10 for at_ms in lost)
 
 
+def test_a_loss_that_all_notice_one_after_the_other_takes_one_generation() -> None:
+    """Many hosts on few processors: each hears of the others' loss before it may call its own."""
+    world = cluster(1, 2, 3, 4)
+    seen = collect(world)
+    world.run(1150)
+    last = max(at_ms for at_ms, _one in frames(seen, 4))
+    world.crash(4, power_off=True)
+    world.run(last + DEATH_MS - 5)
+    before = world.hosts[1].machine.status(0).generation
+    said: list[bytes] = []
+    for name in (1, 2, 3):
+        machine, late_ms = world.hosts[name].machine, clock(world, name) + 15
+        for payload in said:
+            machine.step(FrameReceived(late_ms, payload, late_ms, bytes(6)))
+        outputs = machine.step(Tick(late_ms))
+        said += [one.payload for one in outputs if isinstance(one, SendFrame)]
+    told = [decode(payload).statement for payload in said]  # type: ignore[union-attr]
+    assert [(one.generation, one.view) for one in told] == [(before + 1, 0b111)] * 3
+
+
 def test_a_mute_host_stops_before_the_others_take_its_buckets() -> None:
     world = cluster(1, 2, 3)
     world.network.mute.add(1)

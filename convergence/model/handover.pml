@@ -63,6 +63,7 @@ byte established[N];    /* ticks since it first said that it is no newcomer */
 Row heard[N];
 Frame frame[N];
 byte pauses = PAUSES; byte losses = LOSSES; byte mutes = MUTES;
+bit owes[N]; bit unsaid[N];   /* it has something to say; nobody has heard its generation */
 bit started;            /* once all were Converged: only then do faults begin, unless FROM_START */
 byte calm;              /* ticks since the last fault */
 byte order[N];          /* in which the hosts' periods end within a tick */
@@ -136,7 +137,11 @@ inline lapsed(i, x) {
 #endif
 }
 
+/* The generation of a changed view: one that was heard and not said yet is as good as a new one. */
+#define NEXT(i) (unsaid[i] -> generation[i] : generation[i] + 1)
+
 inline restart(i, g) {
+  if :: g > generation[i] -> unsaid[i] = 1 :: else fi;
   generation[i] = g; ready[i] = NONE; goal[i] = NONE; phase[i] = CONVERGING1; dirty = 1
 }
 
@@ -147,6 +152,7 @@ inline afresh(i) {
 }
 
 inline send(i) {
+  owes[i] = 0; unsaid[i] = 0;
   frame[i].code = code[i]; frame[i].joining = joining[i]; frame[i].newcomer = newcomer[i];
   frame[i].generation = generation[i]; frame[i].view = view[i]; frame[i].phase = phase[i];
   frame[i].current = current[i]; frame[i].ready = ready[i]; frame[i].age = 0;
@@ -329,7 +335,7 @@ inline admit(i) {
     :: else
     fi
   }
-  b = generation[i]; n = 0;
+  b = NEXT(i); n = 0;
   for (a : 0 .. N - 1) {
     if
     :: a != i && REC(i, a).known && !MEMBER(i, a) && !REC(i, a).joining &&
@@ -345,7 +351,7 @@ inline admit(i) {
           if
           :: yes ->
              m = m | (1 << a); p = p & ~(1 << a); c = c & o; q = q | (1 << a);
-             b = MOST(b, REC(i, a).generation);
+             b = MOST(b, REC(i, a).generation + 1);
              n = MOST(n, LEAST(REC(i, a).since, REC(i, a).heard_me))
           :: else
           fi
@@ -371,7 +377,7 @@ inline admit(i) {
         two_view[i] = (q == (1 << a) && (HEARD_ESTABLISHED(i, a) || !REC(i, a).newcomer))
      :: else
      fi;
-     b++; restart(i, b)
+     restart(i, b)
   :: else
   fi
 }
@@ -385,7 +391,7 @@ inline lose_if_deaf(i, j) {
   if
   :: MEMBER(i, j) && REC(i, j).tag[i] == 0 && MEMBER(i, c) &&
      REC(i, j).tag[c] != TAG_OF(i, c) && REC(i, c).tag[i] == MY_TAG(i) ->
-     b = MOST(generation[i], REC(i, j).generation) + 1;
+     b = MOST(NEXT(i), REC(i, j).generation + 1);
      drop_member(i, j); restart(i, b)
   :: else
   fi
@@ -411,7 +417,7 @@ inline judge(i) {
   if
   :: q ->
      if :: o || two_sent[i] < DEATH + EMBARGO -> embargo[i] = EMBARGO :: else fi;
-     b = generation[i] + 1; restart(i, b)
+     b = NEXT(i); restart(i, b)
   :: else
   fi;
   for (p : 0 .. N - 1) { if :: p != i -> lose_if_deaf(i, p) :: else fi }
@@ -527,7 +533,15 @@ inline hear(i, j) {
   :: else
   fi;
   frame[j].to[i] = 0;
+#ifdef ANSWER_AT_ONCE
   if :: dirty -> send(i) :: else fi
+#else
+  if                              /* one frame may answer several, and be late */
+  :: dirty && started -> owes[i] = 1
+  :: dirty && !started -> send(i)
+  :: else
+  fi
+#endif
 }
 
 inline tick_of(i) {
@@ -571,7 +585,7 @@ inline forget(i, j) {
 inline reboot(i) {
   afresh(i); dirty = 0;
   generation[i] = 0; known_heard[i] = OLD; two_sent[i] = OLD; distrust[i] = 0; embargo[i] = 0;
-  up[i] = 1; due[i] = 1; asleep[i] = 0;
+  up[i] = 1; due[i] = 1; asleep[i] = 0; owes[i] = 0; unsaid[i] = 0;
   for (a : 0 .. N - 1) {
     frame[i].to[a] = 0; frame[a].to[i] = 0;
     if :: a != i -> forget(i, a) :: else fi
@@ -664,6 +678,7 @@ inline tick() {
                      READY(2,1))
 #define SENT(j,x,y) (READY(x,j) || READY(y,j))
 #define DUE(i)      (up[i] && due[i])
+#define OWES(i)     (up[i] && owes[i])
 #define ANY_DUE     (DUE(0) || DUE(1) || DUE(2))
 
 ltl eventually { <> [] converged }
@@ -684,7 +699,12 @@ init {
 #endif
 end:
   do
-  :: atomic { !ON_THE_WAY && !ANY_DUE -> d_step { tick(); check_owners() } }
+  :: atomic {
+       OWES(0) || OWES(1) || OWES(2) ->
+       if :: OWES(0) -> i = 0 :: OWES(1) -> i = 1 :: OWES(2) -> i = 2 fi;
+       d_step { send(i); i = 0 }
+     }
+  :: atomic { !ON_THE_WAY && !ANY_DUE && !OWES(0) && !OWES(1) && !OWES(2) -> d_step { tick(); check_owners() } }
   :: atomic {
        !ON_THE_WAY && ANY_DUE ->
        d_step {
@@ -731,7 +751,7 @@ end:
   :: atomic {
        started && pauses && (up[0] || up[1] || up[2]) ->
        if :: up[0] -> i = 0 :: up[1] -> i = 1 :: up[2] -> i = 2 fi;
-       up[i] = 0; due[i] = 0; asleep[i] = 0; pauses--; calm = 0; i = 0
+       up[i] = 0; due[i] = 0; asleep[i] = 0; owes[i] = 0; pauses--; calm = 0; i = 0
      }
   :: atomic {
        if :: !up[0] -> i = 0 :: !up[1] -> i = 1 :: !up[2] -> i = 2 fi;
