@@ -114,7 +114,9 @@ def _leave_broken_pair(state: State) -> None:
     """When I and a lower host id cannot hear each other but another host hears both, I leave.
 
     The lower one counts when it stands in the view of the host between us.  Waits one and a half
-    times T x P, so that a take-over which the pair holds up is done within 2 T x P.
+    times T x P, so that a take-over which the pair holds up is done within 2 T x P.  A newcomer
+    leaves when it stands in anybody's view: who let it in may be no host between us, and keeps
+    that one waiting.
     """
     if state.stage is Stage.LEAVING:
         return
@@ -124,8 +126,10 @@ def _leave_broken_pair(state: State) -> None:
         if peer.counts
         and peer.reports(state.index, state.tag)
         and state.now_ms - peer.received_ms < state.death_ms
-        and (not state.newcomer or peer.statement.view & state.bit)
     ]
+    if state.newcomer and not any(peer.statement.view & state.bit for peer in witnesses):
+        # It holds nobody up: nobody waits for its agreement.
+        witnesses = []
     known = 0
     for witness in witnesses:
         known |= witness.statement.view
