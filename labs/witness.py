@@ -57,7 +57,8 @@ def watch(channel: Channel, address: IPAddress, hosts: Collection[str]) -> dict[
         ports = seen.setdefault(client, [])
         if frame.port not in ports:
             ports.append(frame.port)
-            at_s[client] = time.monotonic()
+            # When the kernel saw it: this process may have waited for its turn.
+            at_s[client] = time.monotonic() - (time.time_ns() - frame.at_ns) / 1e9
     answered = [
         [str(ip_address(ip)), port, ports, at_s[ip, port]] for (ip, port), ports in seen.items()
     ]

@@ -59,6 +59,9 @@ WIDTH_IN = 10.4
 LABELLED_FAULTS_MAX = 12
 STEP_MIN_S = 0.2
 
+LABELS_MAX = 18
+"""Gaps of a time line that have room for their figure."""
+
 
 def colour_of(host_id: int) -> str:
     """One colour per host, the same in every figure."""
@@ -250,11 +253,16 @@ def service(story: Story) -> Figure | None:
             bottom += rate
         failed = np.add.reduceat(np.array(seen["failed"]), starts) / widths
         axes.bar(left, failed, widths, bottom=bottom, align="edge", color=FAILED, linewidth=0)
-        for from_s, until_s in seen["gaps"]:
+        room_s, labelled = story.ends_s / LABELS_MAX, list[float]()
+        for from_s, until_s in sorted(seen["gaps"], key=lambda gap: gap[0] - gap[1]):
             axes.axvspan(from_s, until_s, color=FAILED, alpha=0.10, linewidth=0, zorder=0)
+            middle_s = (from_s + until_s) / 2
+            if any(abs(middle_s - other_s) < room_s for other_s in labelled):
+                continue  # the longest ones have their figure, not all of them on top of each other
+            labelled.append(middle_s)
             axes.annotate(
                 f"{until_s - from_s:.1f} s",
-                ((from_s + until_s) / 2, 0.98),
+                (middle_s, 0.98),
                 xycoords=("data", "axes fraction"),
                 color=FAILED,
                 ha="center",

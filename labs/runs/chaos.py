@@ -191,7 +191,8 @@ def _broken(held: Held, played: Played | None) -> str:
 
 def _twice(record: Answered, played: Played | None) -> str:
     hosts = " and ".join(record.hosts)
-    return f"{record.client}:{record.port} by {hosts} {_during(played)}"
+    late = "" if played is None else f", {record.at_s - played.undone_s:+.3f} s from its end"
+    return f"{record.client}:{record.port} by {hosts} {_during(played)}{late}"
 
 
 def _during(played: Played | None) -> str:
