@@ -32,19 +32,33 @@ def bad_frame(state: State, event: FrameReceived, kind: str, text: str) -> None:
         state.log(name, Severity.WARNING, message, source_mac=source)
 
 
-def strange(state: State, event: FrameReceived, kind: str, text: str) -> None:
-    """A heartbeat for this cluster that can never be a member's; holds back a starting host."""
+def strange(
+    state: State, event: FrameReceived, kind: str, text: str, claimed_code: int = 0
+) -> None:
+    """A heartbeat for this cluster that can never be a member's; holds back a starting host.
+
+    ``claimed_code``: the code of a host that was believed, when the frame names it; else 0.
+    """
     state.count(kind)
     if state.rarely.may_tell(kind, event.source_mac, state.now_ms):
         source = colon_mac(event.source_mac)
         message = f"{text}, from MAC {source}."
         state.log(kind, Severity.WARNING, message, source_mac=source)
-    holding = state.held_by.get(kind)
-    if holding is None or state.now_ms - holding.last_ms >= state.death_ms:
-        state.held_by[kind] = Holding(state.now_ms, state.now_ms)
+    for name, one in list(state.held_by.items()):
+        if state.now_ms - one.last_ms >= state.death_ms:
+            del state.held_by[name]
+    holding = state.held_by.get((kind, claimed_code))
+    if holding is None:
+        state.held_by[kind, claimed_code] = Holding(state.now_ms, state.now_ms)
     else:
         holding.last_ms = state.now_ms
         holding.count += 1
+
+
+def believed(state: State, host_code: int) -> None:
+    """This host goes on to send what can be believed: what came in its name was damaged."""
+    for name in [name for name in state.held_by if name[1] == host_code]:
+        del state.held_by[name]
 
 
 def held_back(state: State) -> bool:

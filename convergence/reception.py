@@ -18,6 +18,7 @@ from convergence.heartbeat import (
 from convergence.state import State
 
 HOST_ID_OFFSET = 8
+HOST_CODE_OFFSET = 28
 
 _ACCEPTED = (Verdict.VERIFIED, Verdict.UNSIGNED)
 
@@ -57,6 +58,8 @@ def receive(state: State, event: FrameReceived) -> None:
         conflicts.bad_frame(state, event, "replayed", "its sequence number was seen before")
         return
     received_ms = min(event.received_ms, state.now_ms)
+    if state.held_by:
+        conflicts.believed(state, said.host_code)
     if said.host_id == state.config.host_id:
         conflicts.duplicate_host_id(state, frame, received_ms, event.source_mac)
     elif said.config_digest != state.config.config_digest or (
@@ -121,4 +124,6 @@ def _tell_unverifiable(state: State, event: FrameReceived, verdict: Verdict) -> 
     else:
         why = f"key {named} of this host is another one, or they were altered"
     text = f"Heartbeats for this cluster that I cannot verify: {why}"
-    conflicts.strange(state, event, verdict.value, text)
+    code = int.from_bytes(event.payload[HOST_CODE_OFFSET : HOST_CODE_OFFSET + 4], "little")
+    known = state.heard.find(event.payload[HOST_ID_OFFSET], code) is not None
+    conflicts.strange(state, event, verdict.value, text, code if known else 0)

@@ -120,7 +120,7 @@ class State:
     forced: bool = False
     started_ms: int = 0
     held_until_ms: int = 0
-    held_by: dict[str, Holding] = field(default_factory=dict)
+    held_by: dict[tuple[str, int], Holding] = field(default_factory=dict)
     stop_by_ms: int = 0
     stage_after_leaving: Stage = Stage.STOPPED
     rule_states: list[RuleState] = field(default_factory=list)
