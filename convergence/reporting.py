@@ -24,6 +24,8 @@ from convergence.heartbeat import (
     pack_statement,
 )
 from convergence.heartbeat import DRAINING as DRAINING_FLAG
+from convergence.membership import silent_enough
+from convergence.peers import Peer
 from convergence.rules import HOST_ID_MAX
 from convergence.stages import Phase, Stage
 from convergence.state import TRIGGER_GAP_MS, State
@@ -81,7 +83,11 @@ def send(state: State) -> None:
     heard = state.heard.primary
     if state.strangers or state.duplicate:
         # Hosts that cannot be members must know that they are heard, too: one of us yields.
-        known = {peer.index: peer for peer in (*state.strangers.values(), *heard.values())}
+        known = {peer.index: peer for peer in heard.values()}
+        for peer in state.strangers.values():
+            former = heard.get(peer.host_id)
+            if former is None or _is_over(state, former, peer):
+                known[peer.index] = peer
         if state.duplicate:
             known[state.index] = state.duplicate
         heard = known
@@ -117,6 +123,16 @@ def send(state: State) -> None:
     state.urgent = False
     state.last_send_ms = now_ms
     state.said_generation = state.generation
+
+
+def _is_over(state: State, former: Peer, stranger: Peer) -> bool:
+    """What this host id said by my configuration says nothing any more of one that has another.
+
+    Not of a member: my word that it is heard would keep it one for others, and theirs for me, for
+    as long as it serves by its own rules.
+    """
+    is_member = state.view.get(former.host_id) is former
+    return not is_member and silent_enough(state, former, stranger)
 
 
 def _listened(state: State) -> int:
