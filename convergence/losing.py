@@ -84,12 +84,25 @@ def _lose(state: State, dead: list[Peer]) -> None:
         state.orphans_stale = True
     orphans.probe(state)
     embargo_ms = EMBARGO_PERIODS * state.period_ms
-    # I may have missed the last words about a host that I do not hear myself.
-    by_word = any(newest_ms(state, peer) > peer.received_ms + state.period_ms for peer in dead)
+    # I may have missed the last words about a host that I do not hear myself.  Not of one that was
+    # restarted: it let go, and what is said of the new host may look as if it were about the old.
+    by_word = any(
+        newest_ms(state, peer) > peer.received_ms + state.period_ms
+        for peer in dead
+        if not _is_restarted(state, peer)
+    )
     if by_word or state.now_ms - state.two_view_sent_ms < state.death_ms + embargo_ms:
         state.embargo_until_ms = max(state.embargo_until_ms, state.now_ms + embargo_ms)
     names = ", ".join(str(peer.host_id) for peer in dead)
     change_view(state, f"host {names} lost")
+
+
+def _is_restarted(state: State, peer: Peer) -> bool:
+    """The same machine is heard under another host code."""
+    now = state.heard.primary.get(peer.host_id)
+    if now is None or now is peer:
+        return False
+    return now.statement.dedicated_ip_address == peer.statement.dedicated_ip_address
 
 
 def lose_if_deaf(state: State, peer: Peer) -> None:
