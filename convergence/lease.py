@@ -48,17 +48,25 @@ def heard_until_ms(state: State) -> int:
     Alone, each host that may come to serve beside me must hear me: a newcomer that does will not
     serve without me.  One that was only just heard has not had the time to tell.
     """
-    # The remaining three quarters of a period are for frames on their way.
-    bonus_ms = EMBARGO_PERIODS * state.period_ms + state.period_ms // 4
     if not alone(state):
-        return state.known_heard_ms + state.lease_ms + (bonus_ms if state.two_view else 0)
+        longer_ms = _bonus_ms(state) if state.two_view else 0
+        return state.known_heard_ms + state.lease_ms + longer_ms
     until = FOREVER
     for peer in state.heard.primary.values():
         if state.now_ms - peer.received_ms < state.death_ms and counts(state, peer):
-            longer_ms = bonus_ms if _heard_established(state, peer) else 0
-            heard_ms = max(peer.since_ms, peer.heard_me_ms + longer_ms)
-            until = min(until, heard_ms + state.lease_ms)
+            until = min(until, heard_alone_ms(state, peer) + state.lease_ms)
     return until
+
+
+def heard_alone_ms(state: State, peer: Peer) -> int:
+    """When this host that is no member heard me, or began: from then on it waits for me."""
+    longer_ms = _bonus_ms(state) if _heard_established(state, peer) else 0
+    return max(peer.since_ms, peer.heard_me_ms + longer_ms)
+
+
+def _bonus_ms(state: State) -> int:
+    # The remaining three quarters of a period are for frames on their way.
+    return EMBARGO_PERIODS * state.period_ms + state.period_ms // 4
 
 
 def _heard_established(state: State, peer: Peer) -> bool:

@@ -123,13 +123,20 @@ def _become_primary(state: State, peer: Peer) -> bool:
         state.heard.rivals[host_id] = peer
         return False
     if state.others == peer.bit and not is_member:
-        # My only member restarted: that makes no lease longer than what its predecessor heard.
-        peer.since_ms = min(peer.since_ms, state.known_heard_ms)
+        # My only member restarted: that makes no lease longer than what its predecessor heard, be
+        # that the member or, when it restarts again and again, a host between the two.
+        peer.since_ms = min(peer.since_ms, _heard_by_predecessor(state, primary))
     state.heard.promote(peer)
     state.recompute_candidates()
     # Heard for the first time: let it know that it is heard.
     state.urgent = True
     return True
+
+
+def _heard_by_predecessor(state: State, primary: Peer | None) -> int:
+    if primary is None or state.view.get(primary.host_id) is primary:
+        return state.known_heard_ms
+    return lease.heard_alone_ms(state, primary)
 
 
 def silent_enough(state: State, old: Peer, new: Peer) -> bool:

@@ -43,6 +43,7 @@ REGRESSIONS = {
     61820: "a lease that could have been renewed ended between two ticks",
     100297: "a newcomer that stopped in the moment of its start made a lone host's lease lapse",
     8924: "what was said of a restarted host looked as if it were about its predecessor",
+    13784: "a lone host's lease ended with each second restart of its crash-looping partner",
     4690: "two hosts, one mute, with one's patience shorter than the other's lease",
     500003: "a lease was as long as if a newcomer waited longer for what it knew as a newcomer",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
