@@ -127,11 +127,18 @@ def judge(
     ``silence_s``: how long a held connection waits before it counts as broken.
     """
     judgement = Judgement()
+    # A host that was cut off has to ask for the router's MAC address before it can send what it
+    # decided long ago: what counts is when the client asked.
+    asked_s: dict[tuple[str, int], list[float]] = {}
+    for connection in new:
+        asked_s.setdefault((connection.client, connection.port), []).append(connection.began_s)
     for record in records:
         if len(record.hosts) > 1:
-            act = _act_over(played, record.at_s, record.at_s, slack_s)
+            asked = asked_s.get((record.client, record.port), ())
+            moment_s = max((at_s for at_s in asked if at_s <= record.at_s), default=record.at_s)
+            act = _act_over(played, moment_s, moment_s, slack_s)
             ended_s = act.undone_s if act is not None and act.act.kind in SPLITS else None
-            if ended_s is not None and record.at_s <= ended_s + merge_s:
+            if ended_s is not None and moment_s <= ended_s + merge_s:
                 judgement.twice_in_merges += 1
             else:
                 judgement.twice.append((record, act))

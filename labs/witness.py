@@ -39,8 +39,10 @@ def watch(channel: Channel, address: IPAddress, hosts: Collection[str]) -> dict[
     """
     tap = Tap(syn_ack_filter(address.packed))
     first, last, port = (30, 34, 36) if address.version == 4 else (38, 54, 56)
-    seen: dict[tuple[bytes, int], list[str]] = {}
-    at_s: dict[tuple[bytes, int], float] = {}
+    ack = port + 6
+    # By the sequence number of the SYN, too: in minutes a client may come by a port again.
+    seen: dict[tuple[bytes, int, bytes], list[str]] = {}
+    at_s: dict[tuple[bytes, int, bytes], float] = {}
     channel.send({"ready": True})
     stopping = False
     while True:
@@ -53,14 +55,16 @@ def watch(channel: Channel, address: IPAddress, hosts: Collection[str]) -> dict[
             continue
         if frame.port not in hosts:
             continue
-        client = frame.data[first:last], int.from_bytes(frame.data[port : port + 2])
+        number = int.from_bytes(frame.data[port : port + 2])
+        client = frame.data[first:last], number, frame.data[ack : ack + 4]
         ports = seen.setdefault(client, [])
         if frame.port not in ports:
             ports.append(frame.port)
             # When the kernel saw it: this process may have waited for its turn.
             at_s[client] = time.monotonic() - (time.time_ns() - frame.at_ns) / 1e9
     answered = [
-        [str(ip_address(ip)), port, ports, at_s[ip, port]] for (ip, port), ports in seen.items()
+        [str(ip_address(client[0])), client[1], ports, at_s[client]]
+        for client, ports in seen.items()
     ]
     return {"answered": answered, "lost": tap.lost()}
 
