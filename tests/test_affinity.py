@@ -102,12 +102,19 @@ def test_nobody_is_accepted_twice(seed: int) -> None:
     assert not Episode(seed, options(seed), sticky=True).run()
 
 
+def some_client_is_accepted_twice() -> bool:
+    """In some of a few episodes: which ones shows it depends on milliseconds."""
+    violations = [
+        found for seed in range(6, 12) for found in Episode(seed, options(seed), sticky=True).run()
+    ]
+    return any(violation.guarantee == "affinity" for violation in violations)
+
+
 def test_the_checker_sees_a_host_that_does_not_wait_for_the_lists(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(affinity, "ready", lambda state: True)
-    found = Episode(1, options(1), sticky=True).run()
-    assert any(violation.guarantee == "affinity" for violation in found)
+    assert some_client_is_accepted_twice()
 
 
 def test_the_checker_sees_a_host_that_lists_less_than_it_keeps(
@@ -119,8 +126,7 @@ def test_the_checker_sees_a_host_that_lists_less_than_it_keeps(
         listed(state, ClientsListed(event.now_ms, event.serial, event.keys[::2]))
 
     monkeypatch.setattr(affinity, "listed", only_half)
-    found = Episode(8, options(8), sticky=True).run()
-    assert any(violation.guarantee == "affinity" for violation in found)
+    assert some_client_is_accepted_twice()
 
 
 # ---------------------------------------------------------------- what is kept
