@@ -1,16 +1,13 @@
 """As many port rules as NLB allows, each with real connections, and what equal load means there."""
 
-import signal
-import socket
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from tests.netns import Segment, wait_for
-from tests.test_agent import VIP, Host
+from tests.test_agent import VIP
 from tests.test_port_rules import with_rules
-from tests.test_rules_on_the_wire import Cluster
+from tests.test_rules_on_the_wire import Cluster, two_hosts
 
 RULES, WIDTH, FIRST = 32, 10, 8000
 EQUAL, UNEQUAL, BEHIND = FIRST + 30 * WIDTH, FIRST + 31 * WIDTH, FIRST + 32 * WIDTH
@@ -35,32 +32,10 @@ def rules(host_id: int) -> str:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    segment = Segment()
+    ports = (*ENDS, EQUAL, UNEQUAL, BEHIND)
     directory = tmp_path_factory.mktemp("rules")
-    hosts = [Host(segment, host_id, directory) for host_id in (1, 2)]
-    client = segment.node("client", "10.1.0.200/24")
-    client.run("ip route add local 10.9.0.0/16 dev lo")
-    listeners = []
-    try:
-        for host in hosts:
-            host.node.run("ip route add 10.9.0.0/16 via 10.1.0.200")
-            with_rules(host, rules(host.host_id))
-            ports = (*ENDS, EQUAL, UNEQUAL, BEHIND)
-            listeners.append(
-                {port: host.node.call(socket.create_server, ("0.0.0.0", port)) for port in ports}
-            )
-            host.start()
-        for host in hosts:
-            host.wait_state("converged")
-            wait_for(lambda: host.ask("query")["members"] == [1, 2])  # noqa: B023
-        yield Cluster(hosts, client, listeners)
-    finally:
-        for host in hosts:
-            host.end(signal.SIGKILL)
-        for each in listeners:
-            for listener in each.values():
-                listener.close()
-        segment.close()
+    with two_hosts(directory, ports, lambda host: with_rules(host, rules(host.host_id))) as made:
+        yield made
 
 
 def test_each_of_32_rules_goes_its_own_way_from_its_first_port_to_its_last(

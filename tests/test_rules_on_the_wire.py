@@ -5,8 +5,10 @@ import signal
 import socket
 import statistics
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -68,23 +70,22 @@ class Cluster(NamedTuple):
         return found
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+@contextmanager
+def two_hosts(
+    directory: Path, ports: Collection[int], prepare: Callable[[Host], None]
+) -> Iterator[Cluster]:
+    """Converged, with a listener at each port; ``prepare`` writes the rules of a host."""
     segment = Segment()
-    directory = tmp_path_factory.mktemp("wire")
     hosts = [Host(segment, host_id, directory) for host_id in (1, 2)]
     client = segment.node("client", "10.1.0.200/24")
     client.run("ip route add local 10.1.0.204/30 dev lo; ip route add local 10.9.0.0/16 dev lo")
     listeners = []
     try:
-        for host, priority in zip(hosts, (2, 1), strict=True):
+        for host in hosts:
             host.node.run("ip route add 10.9.0.0/16 via 10.1.0.200")
-            with_rules(host, RULES.format(priority=priority))
-            text = host.config.read_text()
-            period = f'timers = "fast"\nalive_message_period_ms = {PERIOD_MS}'
-            host.config.write_text(text.replace('timers = "fast"', period))
+            prepare(host)
             opened = {
-                port: host.node.call(socket.create_server, ("0.0.0.0", port)) for port in PORTS
+                port: host.node.call(socket.create_server, ("0.0.0.0", port)) for port in ports
             }
             listeners.append(opened)
             host.start()
@@ -100,6 +101,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             for listener in each.values():
                 listener.close()
         segment.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    def prepare(host: Host) -> None:
+        with_rules(host, RULES.format(priority=3 - host.host_id))
+        text = host.config.read_text()
+        period = f'timers = "fast"\nalive_message_period_ms = {PERIOD_MS}'
+        host.config.write_text(text.replace('timers = "fast"', period))
+
+    with two_hosts(tmp_path_factory.mktemp("wire"), PORTS, prepare) as made:
+        yield made
 
 
 def test_multiple_hosts_share_what_has_no_affinity(cluster: Cluster) -> None:
