@@ -60,6 +60,7 @@ _LISTING = (*_HANDING_OVER, Phase.CONVERGED)
 def start(state: State) -> None:
     """Nothing is known at a start."""
     state.affinity.received.clear()
+    state.affinity.ceased = False
     for host_id in list(state.affinity.exceptions):
         _except(state, host_id, _NOBODY)
 
@@ -163,6 +164,16 @@ def forgotten(state: State) -> None:
     """The agent has ceased to remember clients that were listed: tell the others."""
     if any(state.affinity.claimed):
         state.affinity.due = True
+
+
+def cease(state: State) -> bool:
+    """Accept no client any more that this host remembers, and say so; False: it did already."""
+    if not state.affinity.slots or state.affinity.ceased:
+        return False
+    state.affinity.ceased = True
+    state.unclaim()
+    state.outputs.append(KeepClients(()))
+    return True
 
 
 def _send(state: State) -> None:

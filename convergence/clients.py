@@ -104,6 +104,8 @@ class Affinity:
     of the slots that are ``kept``."""
     outdated: tuple[ClientKey, ...] = ()
     kept: tuple[int, ...] = ()
+    ceased: bool = False
+    """At the end of a drain: nobody whom this host remembers is accepted any more."""
     first_serial: int = 0
     began_ms: int = 0
     next_send_ms: int = NEVER_SENT

@@ -25,9 +25,7 @@ def obey(state: State, event: CommandReceived) -> None:
     elif command is Command.DRAINSTOP:
         drainstop(state)
     elif command is Command.DRAIN_COMPLETE:
-        if Stage.DRAINING not in (state.stage, state.stage_after_leaving):
-            raise CommandError("the host is not draining")
-        stop(state)
+        drain_complete(state)
     elif command is Command.SET_WEIGHT:
         set_weight(state, event)
     elif command is Command.SET_PRIORITIES:
@@ -94,7 +92,7 @@ def stop(state: State) -> None:
 
 
 def drainstop(state: State) -> None:
-    """Nothing new; stay a member until DRAIN_COMPLETE."""
+    """Nothing new; stay a member until ``drain_complete``."""
     if state.stage is Stage.DRAINING:
         return
     if state.stage_after_leaving is Stage.STARTED:
@@ -103,11 +101,31 @@ def drainstop(state: State) -> None:
     if state.stage is not Stage.STARTED:
         raise CommandError("only a started host can drain")
     state.stage = Stage.DRAINING
+    state.affinity.ceased = False
     state.log("draining", Severity.INFO, f"Host {state.config.host_id} started draining.")
     state.changed()
     if not state.joining:
         phases.change_view(state, "this host drains")
         phases.advance(state)
+
+
+def is_draining(state: State) -> bool:
+    """The host drains, or will when it has left and joined again."""
+    return Stage.DRAINING in (state.stage, state.stage_after_leaving)
+
+
+def drain_complete(state: State) -> None:
+    """The last connection has ended: leave.
+
+    A client that the host remembers was accepted until now, so one may have come after the look at
+    the connections.  The host accepts nobody any more, first, and leaves when another look finds
+    no connection either.
+    """
+    if not is_draining(state):
+        raise CommandError("the host is not draining")
+    if state.stage is Stage.DRAINING and affinity.cease(state):
+        return
+    stop(state)
 
 
 def go_on_stopping(state: State) -> None:

@@ -49,7 +49,10 @@ class Command(Enum):
     STOP = "stop"
     DRAINSTOP = "drainstop"
     DRAIN_COMPLETE = "drain-complete"
-    """From the agent: a draining host has no connection left, or the time-out ended it."""
+    """From the agent: a draining host has no connection left, or the time-out ended it.
+
+    With extended affinity said twice: after the first time the host still drains, and accepts
+    nobody whom it remembers; the second comes from a look at the connections made since."""
     ENABLE_RULE = "enable"
     DISABLE_RULE = "disable"
     DRAIN_RULE = "drain"
@@ -227,7 +230,7 @@ class ForgetClients:
 
 @dataclass(frozen=True, slots=True)
 class KeepClients:
-    """The rules changed: remember the clients of the rules in these slots only."""
+    """Remember the clients of the rules in these slots only: other rules, or the end of a drain."""
 
     slots: tuple[int, ...]
 

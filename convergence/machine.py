@@ -160,6 +160,11 @@ class Machine:
         return reporting.host_state(self._state)
 
     @property
+    def awaits_last_connection(self) -> bool:
+        """A drain goes on until its caller says that it is complete."""
+        return commands.is_draining(self._state)
+
+    @property
     def exceptions(self) -> dict[int, frozenset[ClientKey]]:
         """Per host id the clients that are left to it."""
         return dict(self._state.affinity.exceptions)

@@ -79,18 +79,21 @@ class SocketWatch:
         self._drain_began_ms = self._drain_deadline_ms = None
 
     def drained(self, machine: Machine, now_ms: int) -> bool:
-        """True once, when the last connection has ended or the time is up."""
+        """True when the last connection has ended or the time is up.
+
+        Who still drains then asked for another look, at the connections that are left from now on.
+        """
         began_ms = self._drain_began_ms
         if began_ms is None:
             return False
-        if machine.host_state != HostState.DRAINING:
+        if not machine.awaits_last_connection:
             self.end_drain()
             return False
         late = self._drain_deadline_ms is not None and now_ms >= self._drain_deadline_ms
         scan = self._last
         empty = scan is not None and scan.began_ms > began_ms and scan.connections == 0
         if late or empty:
-            self.end_drain()
+            self._drain_began_ms = now_ms
         return late or empty
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from convergence.events import (
     ClientsListed,
     Command,
     ForgetClients,
+    HostState,
     IdleScanned,
     ListClients,
     LogEvent,
@@ -187,6 +188,31 @@ def test_a_drained_rule_and_a_stop_keep_nobody() -> None:
         world.run(world.now_ms + 200)
         assert set(served(world).values()) == {2} and len(served(world)) == 60
         assert not checker.violations
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_a_host_accepts_nobody_before_it_looks_for_its_last_connection(handed_over: bool) -> None:
+    """A client that came between the look at the connections and the stop would lose its own."""
+    world, checker = cluster(2)
+    settle(world, range(1, 3))
+    world.clients_come(ALL_BUCKETS, 0)
+    mine = world.hosts[2].plane.serves(world.now_ms)
+    world.drainstop(2)
+    if handed_over:
+        world.run(world.now_ms + 500)
+    assert world.hosts[2].plane.serves(world.now_ms) == mine, "kept until the last connection ends"
+    machine = world.hosts[2].machine
+    world.command(2, Command.DRAIN_COMPLETE)
+    assert world.hosts[2].plane.serves(world.now_ms) == 0
+    assert machine.awaits_last_connection, "somebody may have come"
+    world.run(world.now_ms + 500)
+    assert set(served(world).values()) == {1} and len(served(world)) == 60
+    assert len(machine.status(world.now_ms).members) == 2
+    world.drained(2)
+    assert not machine.awaits_last_connection
+    world.run(world.now_ms + 500)
+    assert machine.host_state is HostState.STOPPED
+    assert not checker.violations
 
 
 def test_a_claimed_bucket_is_never_called_idle() -> None:

@@ -270,7 +270,7 @@ def test_connections_to_containers_survive_moves_in_every_mode(mode, ipv6):
     choices = {"switch": "mac" if mode == Mode.IGMP else "dumb", "affinity": "none", "ipv6": ipv6}
     with running(f"ct-{mode}", hosts=3, mode=mode, **choices) as handle:
         result = containers.measure(handle, hold=20)
-    assert containers.good(result), result
+    assert containers.good(result), str(result)
 
 
 def test_clients_keep_their_host_while_others_join_and_drain():
@@ -279,7 +279,7 @@ def test_clients_keep_their_host_while_others_join_and_drain():
         left = ask_agent(handle, "host4", "affinity")["exceptions"]
         flow = {"client": f"{left[0]['client']}:4000", "server": "10.1.0.100:80"}
         told = {host: ask_agent(handle, f"host{host}", "explain", **flow) for host in (1, 3, 4)}
-    assert affinity.good(result), result
+    assert affinity.good(result), str(result)
     reasons = {host: (one["verdict"], one["reason"]) for host, one in told.items()}
     assert reasons[4] == ("drop", "exception")
     assert reasons[left[0]["host_id"]] == ("keep", "affinity"), reasons
@@ -353,7 +353,7 @@ def test_bad_heartbeats_at_20000_a_second_change_nothing():
 def test_a_rule_of_the_whole_cluster_changes_on_all_hosts_or_on_none(cluster):
     """Under load; one host is killed when it has staged and nobody has switched, and comes back."""
     result = staged.measure_case(cluster, staged.AFTER, "network", hold=40)
-    assert staged.good(result), result
+    assert staged.good(result), str(result)
     assert result["changed"], result["reason"]
     assert result["long_connections"] == 40
 

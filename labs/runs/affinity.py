@@ -27,7 +27,9 @@ from labs.runs.changes import set_load_weight
 from labs.topology import DATA_PLANES, LabSpec
 from softnlb.cli_common import print_json
 
-CLIENTS, TIMEOUT_MIN, DRAIN_S, HOLD = 1000, 5, 4.0, 20
+CLIENTS, TIMEOUT_MIN, DRAIN_S, HOLD = 1000, 5, 4.0, 100
+"""Of so many long connections the draining host has some, wherever their random clients fall:
+without one it would stop at once."""
 ROUND_S = 2.0
 """Every client comes back this often, and once more at the end."""
 
@@ -124,6 +126,10 @@ def measure(
         ),
         "moved_once_after_it": sum(seen.moves(one, drain_ended_s) == 1 for one in drained),
         "moved_more_often": sum(seen.moves(one, drain_ended_s) > 1 for one in drained),
+        "long_connections": len(connections.held),
+        "long_connections_of_the_draining_host": sum(
+            held.host_id == draining for held in connections.held
+        ),
         "long_connections_broken": len(connections.broken()),
         "stopped_after_the_last_connection_s": round(stopped_s - drain_ended_s, 2),
     }

@@ -46,6 +46,8 @@ RULES = (
 CLUSTER = IPv4Address("10.1.0.100")
 STICKY = (PortRule(None, 80, 80, timeout_min=1), RULES[1])
 """The first rule with extended affinity."""
+DRAIN_SCAN_MS = 200
+"""Between two looks of a draining host at its connections."""
 LISTING_MS = 3
 """What a host takes to look up whom it remembers."""
 QUEUE_MAX = 400
@@ -229,8 +231,16 @@ class World:
 
     def drained(self, name: int) -> None:
         """The last connection is gone."""
-        self.hosts[name].started = self.hosts[name].draining = False
+        host = self.hosts[name]
         self.command(name, Command.DRAIN_COMPLETE)
+        host.started = host.draining = host.machine.awaits_last_connection
+        if host.draining:
+            self.at(self.now_ms + DRAIN_SCAN_MS, self._drained_again, name)
+
+    def _drained_again(self, name: int) -> None:
+        """The second look, unless the host crashed or was ordered something else meanwhile."""
+        if self.hosts[name].up and self.hosts[name].draining:
+            self.drained(name)
 
     def crash(self, name: int, power_off: bool) -> None:
         """The agent dies; its data plane goes on, unless the machine lost its power."""
