@@ -92,12 +92,20 @@ def flood(kind: str, frames: list[bytes], target: bytes, count: int, rate: float
     variants = [header + KINDS[kind](chance.choice(frames), chance) for _ in range(VARIANTS)]
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as mouth:
         mouth.bind(("eth0", 0))
-        began_s = time.monotonic()
-        sent = 0
-        while sent < count:
-            due = min(count, int((time.monotonic() - began_s) * rate) + 1)
-            for number in range(sent, due):
-                mouth.send(variants[number % VARIANTS])
-            sent = max(sent, due)
-            select.select([], [], [], TICK_S)
-        return time.monotonic() - began_s
+        return paced(lambda number: mouth.send(variants[number % VARIANTS]), count, rate)
+
+
+def paced(send: Callable[[int], object], count: int, rate: float) -> float:
+    """Call ``send`` with 0 to ``count`` - 1, at ``rate`` per second or as fast as this node can.
+
+    Returns the seconds it took.
+    """
+    began_s = time.monotonic()
+    sent = 0
+    while sent < count:
+        due = min(count, int((time.monotonic() - began_s) * rate) + 1)
+        for number in range(sent, due):
+            send(number)
+        sent = max(sent, due)
+        select.select([], [], [], TICK_S)
+    return time.monotonic() - began_s

@@ -33,6 +33,7 @@ from labs.runs import (
     killed,
     many,
     pause,
+    remote,
     scale,
     staged,
     timing,
@@ -348,6 +349,19 @@ def test_bad_heartbeats_at_20000_a_second_change_nothing():
         assert kinds[kind]["reached_the_agent"] > 0
     assert kinds["truncated"]["reached_the_agent"] == 0, "the kernel drops them"
     assert all(len(row["events"]) <= 2 for row in result["kinds"])
+
+
+def test_orders_are_answered_in_a_flood_of_forged_datagrams():
+    with running("remote", hosts=2, record=False, timers="nlb") as handle:
+        (row,) = remote.measure(handle, seconds=1.0, rates=(10_000,))
+        events = ask_agent(handle, "host2", "display")["events"]
+    assert row["datagrams_per_s"] > 2_000, "it was a flood"
+    assert row["orders"] > row["not_answered"] == 0
+    assert 0 < row["median_ms"] <= row["worst_ms"]
+    assert 0 < row["agent_percent"] < 90
+    assert row["heartbeats_lost"] == row["convergences"] == row["times_not_converged"] == 0
+    assert {event["verb"] for event in events if event["name"] == "remote-order"} == {"resume"}
+    assert "remote-control-refused" in {event["name"] for event in events}, "the flood came there"
 
 
 def test_a_rule_of_the_whole_cluster_changes_on_all_hosts_or_on_none(cluster):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import socket
 import struct
 import time
@@ -14,7 +13,6 @@ import click
 
 from labs.experiment import (
     Experiment,
-    ask_agent,
     either_family,
     finish,
     host_ids,
@@ -28,7 +26,7 @@ from labs.experiment import (
 from labs.forger import KINDS, flood, record
 from labs.handle import Channel, LabHandle
 from labs.load import Traffic
-from labs.runs.keys import set_keys
+from labs.runs.keys import enforce_key
 from labs.topology import LabSpec
 from labs.witness import answered, twice
 
@@ -110,11 +108,7 @@ def _cpu_s(pid: int) -> float:
 def measure(lab: LabHandle, frames: int = FRAMES, rate: float = RATE) -> dict[str, Any]:
     """As many frames of each kind, one kind after the other, to the first host."""
     nodes = [f"host{host_id}" for host_id in host_ids(lab.status(), "converged")]
-    key = [f"1 {secrets.token_hex(32)}"]
-    for authentication in ("receive-only", "permissive", "enforce"):
-        for node in nodes:
-            set_keys(lab, node, authentication, key)
-            ask_agent(lab, node, "reload")
+    enforce_key(lab, nodes)
     (link,) = json.loads(lab.output(nodes[0], ["ip", "-json", "link", "show", "eth0"]))
     target = bytes.fromhex(link["address"].replace(":", ""))
     recorded = [bytes.fromhex(text) for text in lab.run("bystander", _record)]

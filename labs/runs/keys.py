@@ -47,6 +47,16 @@ def set_keys(lab: LabHandle, node: str, authentication: str, lines: list[str]) -
     lab.output(node, ["sed", "-i", rf"s/^\[cluster\]/&\n{added}/", CONFIG])
 
 
+def enforce_key(lab: LabHandle, nodes: list[str]) -> str:
+    """From no key to one that everybody signs with and demands; returns its 64 hex digits."""
+    secret = secrets.token_hex(32)
+    for authentication in ("receive-only", "permissive", "enforce"):
+        for node in nodes:
+            set_keys(lab, node, authentication, [f"1 {secret}"])
+            ask_agent(lab, node, "reload")
+    return secret
+
+
 def measure(lab: LabHandle, hold: int = HOLD, back: bool = True) -> dict[str, Any]:
     """Each step on every host in turn, in the middle of traffic; the lab ends as it began.
 
