@@ -260,17 +260,16 @@ class Agent:
             self.tell(LogEvent("state-not-saved", Severity.ERROR, text))
 
     def _looked(self) -> None:
-        if not self.health.read() and self.serving is not None:
-            self._unwatch()
-            self.health.stop()
-            self._watch(self.serving)
+        if not self.health.read():
+            self.look_at_services(anew=False)
 
-    def look_at_services(self) -> None:
-        """Begin anew with the health probes of a changed configuration."""
+    def look_at_services(self, anew: bool = True) -> None:
+        """End the prober, and begin anew with the health probes of a changed configuration."""
         if self.serving is not None:
             self._unwatch()
             self.health.stop()
-            self.health.start(self.config.health_probes)
+            if anew:
+                self.health.start(self.config.health_probes)
             self._watch(self.serving)
 
     def _scanned(self) -> None:

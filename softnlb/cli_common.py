@@ -12,6 +12,7 @@ from softnlb.errors import SoftnlbError
 from softnlb.remote_verbs import REMOTE_VERBS
 
 Result = dict[str, Any]
+Function = Callable[..., Any]
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout, also for an error."
@@ -26,10 +27,22 @@ TARGET_HELP = """
 """
 
 
-def with_target_help(function: Callable[..., Any]) -> Callable[..., Any]:
+def with_target_help(function: Function) -> Function:
     """Say in the help of a verb what a target is."""
     function.__doc__ = (function.__doc__ or "") + "\n" + TARGET_HELP
     return function
+
+
+def config_option(text: str, required: bool = False) -> Callable[[Function], Function]:
+    """--config FILE of a verb, with its own help."""
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        required=required,
+        metavar="FILE",
+        help=text,
+    )
 
 
 def ask(target: str | None, verb: str, **args: Any) -> list[tuple[Path, Result]]:

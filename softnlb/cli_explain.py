@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from softnlb.cli_common import ask, json_option, show
+from softnlb.cli_common import ask, config_option, json_option, show
 from softnlb.cli_show import Result, bold
 from softnlb.errors import UsageError
 from softnlb.packet import PROTOCOLS
@@ -43,13 +43,7 @@ REASONS = {
 @click.option("--client", metavar="ADDRESS:PORT", help="Where the connection comes from.")
 @click.option("--server", metavar="VIP:PORT", help="Where it goes.")
 @click.option("--protocol", type=click.Choice(list(PROTOCOLS)), help="Default: tcp.")
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Explain from this file instead of asking a running host.",
-)
+@config_option("Explain from this file instead of asking a running host.")
 @click.option("--hosts", metavar="1,2,4", help="With --config: the hosts that are alive.")
 @json_option
 def explain(

@@ -4,19 +4,12 @@ from pathlib import Path
 
 import click
 
-from softnlb.cli_common import json_option, print_json
+from softnlb.cli_common import config_option, json_option, print_json
 from softnlb.cli_interchange import export, import_
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="The configuration of this host.",
-)
+@config_option("The configuration of this host.", required=True)
 @click.option(
     "--data-plane",
     type=click.Choice(["auto", "nfqueue", "ebpf"]),
@@ -80,13 +73,7 @@ def schema() -> None:
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also look for what would get in the way of this host.",
-)
+@config_option("Also look for what would get in the way of this host.")
 @json_option
 def doctor(config_path: Path | None, as_json: bool) -> int:
     """Try what softnlb needs of this machine.

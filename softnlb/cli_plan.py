@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softnlb.cli_common import Result, json_option, print_json
+from softnlb.cli_common import Result, config_option, json_option, print_json
 from softnlb.cli_show import bold, table
 from softnlb.errors import UsageError
 
@@ -19,14 +19,7 @@ TOLD_BY_DEFAULT = 10
 
 
 @click.command()
-@click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="A configuration file of the cluster; that of any host will do.",
-)
+@config_option("A configuration file of the cluster; that of any host will do.", required=True)
 @click.option(
     "--clients",
     "clients_path",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from softnlb.cli_common import json_option, print_json
+from softnlb.cli_common import config_option, json_option, print_json
 from softnlb.control import call, find_hosts, split_address
 from softnlb.errors import ReturnCode, SoftnlbError, UsageError
 
@@ -30,13 +30,7 @@ def _options(function: Command) -> Command:
             help="With --cluster: give up after S seconds, everywhere.",
         ),
         click.option("--host", "target", metavar="CLUSTER[:HOST]", help="Where several are here."),
-        click.option(
-            "--config",
-            "config_path",
-            type=click.Path(path_type=Path),
-            metavar="FILE",
-            help="Edit this file only; no agent has to run.",
-        ),
+        config_option("Edit this file only; no agent has to run."),
         json_option,
     ):
         function = option(function)

@@ -4,16 +4,13 @@ import json
 import time
 from typing import Any
 
-import click
-
 from labs.experiment import (
+    Experiment,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
     traffic,
@@ -24,7 +21,6 @@ from labs.load import Traffic
 from labs.timeline import inherited_s
 from labs.topology import TIMERS, LabSpec
 from labs.witness import answered, twice
-from softnlb.cli_common import print_json
 
 HOSTS, RATE, BAD, VICTIM, WATCH_S, TIMES = 5, 150.0, 3, 2, 2.5, 3
 KINDS = ("mute", "deaf", "crash loop")
@@ -77,38 +73,32 @@ def _once(lab: LabHandle, kind: str, lead_s: float) -> dict[str, Any]:
     }
 
 
-def measure(lab: LabHandle, leads_s: tuple[float, ...] = LEAD_S) -> list[dict[str, Any]]:
-    """Every kind beside a real crash, at several moments."""
-    return [_once(lab, kind, lead_s) for kind in KINDS for lead_s in leads_s]
-
-
-def limit_s(lab: LabHandle) -> float:
-    """2 x T x P."""
+def measure(lab: LabHandle, leads_s: tuple[float, ...] = LEAD_S) -> dict[str, Any]:
+    """Every kind beside a real crash, at several moments; the limit is 2 x T x P."""
     period_ms, tolerance = TIMERS[lab.spec().timers]
-    return 2 * tolerance * period_ms / 1000
+    cases = [_once(lab, kind, lead_s) for kind in KINDS for lead_s in leads_s]
+    return {"limit_s": 2 * tolerance * period_ms / 1000, "cases": cases}
 
 
-def good(results: list[dict[str, Any]], limit: float) -> bool:
+def good(result: dict[str, Any]) -> bool:
     """Whether nobody answered twice and every bucket was taken in time."""
     return all(
         row["answered_by_two_hosts"] == 0
         and row["buckets_unowned_s"] is not None
-        and row["buckets_unowned_s"] <= limit
-        for row in results
+        and row["buckets_unowned_s"] <= result["limit_s"]
+        for row in result["cases"]
     )
 
 
-@click.command(help=__doc__)
+def show(result: dict[str, Any]) -> None:
+    """One row per case."""
+    cases = result["cases"]
+    heads = [key.replace("_", " ") for key in cases[0]]
+    print_table("Beside a crash", heads, [tuple(row.values()) for row in cases], LESSON)
+
+
+@in_a_lab
 @either_family
-@options
-def command(name: str | None, as_json: bool) -> int:
+def command() -> Experiment[Any]:
     """Entry point of ``softnlb lab run beside``."""
-    spec = LabSpec(name=own_name("beside"), hosts=HOSTS, timers="fast", affinity="none")
-    with lab_for(name, spec) as lab:
-        results, limit = measure(lab), limit_s(lab)
-    if as_json:
-        print_json({"run": "beside", "limit_s": limit, "cases": results})
-    else:
-        heads = [key.replace("_", " ") for key in results[0]]
-        print_table("Beside a crash", heads, [tuple(row.values()) for row in results], LESSON)
-    return int(not good(results, limit))
+    return Experiment(LabSpec(hosts=HOSTS, timers="fast", affinity="none"), measure, show, good)

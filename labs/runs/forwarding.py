@@ -2,13 +2,10 @@
 
 from typing import Any
 
-import click
-
-from labs.experiment import lab_for, options, own_name, pause, print_table
+from labs.experiment import Experiment, in_a_lab, pause, print_table
 from labs.handle import Channel, LabHandle
 from labs.tap import Tap
 from labs.topology import LabSpec, dedicated_ip_address
-from softnlb.cli_common import print_json
 
 PORT = 9999
 WATCH_S = 1.0
@@ -53,15 +50,14 @@ def measure(lab: LabHandle) -> dict[str, Any]:
     return {"hosts": len(hosts), "mode": str(lab.spec().mode), "datagrams": 1, "frames": frames}
 
 
-@click.command(help=__doc__)
-@options
-def command(name: str | None, as_json: bool) -> int:
+def show(result: dict[str, Any]) -> None:
+    """What was sent and seen."""
+    rows = list(result.items())
+    print_table("One datagram to the dedicated IP address of host 3", ["", ""], rows, LESSON)
+
+
+@in_a_lab
+def command() -> Experiment[Any]:
     """Entry point of ``softnlb lab run forwarding``."""
-    with lab_for(name, LabSpec(name=own_name("forwarding"), hosts=5, timers="fast")) as lab:
-        result = measure(lab)
-    if as_json:
-        print_json({"run": "forwarding", **result})
-    else:
-        rows = list(result.items())
-        print_table("One datagram to the dedicated IP address of host 3", ["", ""], rows, LESSON)
-    return int(result["frames"] != 1)
+    spec = LabSpec(hosts=5, timers="fast")
+    return Experiment(spec, measure, show, lambda result: result["frames"] == 1)

@@ -1,24 +1,23 @@
 """Idle: what the agents of a quiet cluster cost, in percent of one core."""
 
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
 import click
 
 from labs.experiment import (
+    Experiment,
     await_converged,
     busy_ns,
     either_family,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
 )
 from labs.handle import LabHandle
 from labs.topology import DATA_PLANES, HOSTS_MAX, TIMERS, LabSpec
-from softnlb.cli_common import print_json
 
 LIMIT_PERCENT = 1.0
 SETTLE_S = 5.0
@@ -52,24 +51,25 @@ def measure(lab: LabHandle, seconds: float) -> dict[str, Any]:
     }
 
 
-@click.command(help=__doc__)
+def good(result: dict[str, Any]) -> bool:
+    """Whether the busiest kept the limit, which is one of the usual timers."""
+    return result["timers"] != "nlb" or bool(result["most_percent"] <= LIMIT_PERCENT)
+
+
+def show(result: dict[str, Any]) -> None:
+    """One row."""
+    row = [result[key] for key in ("hosts", "timers", "median_percent", "most_percent")]
+    heads = ["hosts", "timers", "median, % of a core", "the busiest agent"]
+    print_table(f"Agents at rest over {result['seconds']} s", heads, [row], LESSON)
+
+
+@in_a_lab
 @click.option("--hosts", type=click.IntRange(1, HOSTS_MAX), default=HOSTS_MAX, show_default=True)
 @click.option("--timers", type=click.Choice(list(TIMERS)), default="nlb", show_default=True)
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="auto", show_default=True)
 @click.option("--seconds", type=click.FloatRange(1, 600), default=30.0, show_default=True)
 @either_family
-@options
-def command(
-    name: str | None, as_json: bool, hosts: int, timers: str, data_plane: str, seconds: float
-) -> int:
+def command(hosts: int, timers: str, data_plane: str, seconds: float) -> Experiment[Any]:
     """Entry point of ``softnlb lab run idle``."""
-    spec = LabSpec(name=own_name("idle"), hosts=hosts, timers=timers, data_plane=data_plane)
-    with lab_for(name, spec) as lab:
-        result = measure(lab, seconds)
-    if as_json:
-        print_json({"run": "idle", **result})
-    else:
-        row = [result[key] for key in ("hosts", "timers", "median_percent", "most_percent")]
-        heads = ["hosts", "timers", "median, % of a core", "the busiest agent"]
-        print_table(f"Agents at rest over {result['seconds']} s", heads, [row], LESSON)
-    return int(timers == "nlb" and result["most_percent"] > LIMIT_PERCENT)
+    spec = LabSpec(hosts=hosts, timers=timers, data_plane=data_plane)
+    return Experiment(spec, partial(measure, seconds=seconds), show, good)

@@ -5,17 +5,17 @@ import socket
 import statistics
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from labs.experiment import (
+    Experiment,
     await_converged,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
 )
@@ -23,7 +23,6 @@ from labs.handle import Channel, LabHandle
 from labs.load import SERVER
 from labs.namespaces import die_with_parent
 from labs.topology import CLIENT_POOL, DATA_PLANES, LabSpec
-from softnlb.cli_common import print_json
 from softnlb.control import call, find_hosts
 
 CONNECTIONS = 60_000
@@ -154,18 +153,8 @@ def measure(lab: LabHandle, count: int = CONNECTIONS, rounds: int = ROUNDS) -> d
     return {"connections": opened, "without": without, "with": many}
 
 
-@click.command(help=__doc__)
-@click.option("--count", default=CONNECTIONS, show_default=True, help="Connections.")
-@click.option("--data-plane", type=click.Choice(DATA_PLANES), default="ebpf", show_default=True)
-@options
-def command(name: str | None, as_json: bool, count: int, data_plane: str) -> None:
-    """Entry point of ``softnlb lab run many``."""
-    spec = LabSpec(name=own_name("many"), timers="fast", affinity="none", data_plane=data_plane)
-    with lab_for(name, spec) as lab:
-        result = measure(lab, count)
-    if as_json:
-        print_json({"run": "many", **result})
-        return
+def show(result: dict[str, Any]) -> None:
+    """What it costs without and with."""
     rows = [
         ("agent of host1, KiB resident", "resident_kib"),
         ("its eBPF maps, KiB", "maps_kib"),
@@ -175,3 +164,12 @@ def command(name: str | None, as_json: bool, count: int, data_plane: str) -> Non
     heads = ["", "no connections", f"{result['connections']:,} open"]
     table = [(text, result["without"][key], result["with"][key]) for text, key in rows]
     print_table("Many open connections", heads, table, LESSON)
+
+
+@in_a_lab
+@click.option("--count", default=CONNECTIONS, show_default=True, help="Connections.")
+@click.option("--data-plane", type=click.Choice(DATA_PLANES), default="ebpf", show_default=True)
+def command(count: int, data_plane: str) -> Experiment[Any]:
+    """Entry point of ``softnlb lab run many``."""
+    spec = LabSpec(timers="fast", affinity="none", data_plane=data_plane)
+    return Experiment(spec, partial(measure, count=count), show)

@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import quantiles
 from typing import Any
 
 import click
 
 from labs.experiment import (
+    Experiment,
     ask_agent,
     await_converged,
     either_family,
     finish,
     host_ids,
-    lab_for,
-    options,
-    own_name,
+    in_a_lab,
     pause,
     print_table,
     traffic,
@@ -29,7 +29,6 @@ from labs.handle import LabHandle, Task
 from labs.load import Connection, Traffic
 from labs.timeline import longest_gap_s
 from labs.topology import LabSpec
-from softnlb.cli_common import print_json
 
 HOSTS, TIMES, RATE, TIMEOUT_S, SETTLE_S = 8, 5, 150.0, 5.0, 0.8
 SLOW_S, GAP_LIMIT_S = 0.9, 0.05
@@ -139,21 +138,23 @@ def _theirs(lab: LabHandle, times: int) -> Row:
     return row
 
 
-def measure(lab: LabHandle, times: int = TIMES) -> list[dict[str, Any]]:
+def measure(lab: LabHandle, times: int = TIMES) -> dict[str, Any]:
     """Stop, drainstop and keepalived's clean stop, one after the other in one lab."""
     rows = [_ours(lab, "stop", times), _ours(lab, "drainstop", times), _theirs(lab, times)]
-    return [row.facts() for row in rows]
+    return {"limit_s": GAP_LIMIT_S, "changes": [row.facts() for row in rows]}
 
 
-def good(results: list[dict[str, Any]]) -> bool:
+def good(result: dict[str, Any]) -> bool:
     """Whether ours failed nothing and kept the limit of a bucket's gap."""
     return all(
-        row["failed"] == 0 and row["longest_bucket_gap_s"] <= GAP_LIMIT_S for row in results[:2]
+        row["failed"] == 0 and row["longest_bucket_gap_s"] <= result["limit_s"]
+        for row in result["changes"][:2]
     )
 
 
-def show(results: list[dict[str, Any]]) -> None:
+def show(result: dict[str, Any]) -> None:
     """The kinds of change side by side."""
+    results = result["changes"]
     keys = [key for key in results[0] if key != "change"]
     rows = [
         (key.replace("_", " "), *(row.get(key, row.get("skipped", "")) for row in results))
@@ -163,17 +164,10 @@ def show(results: list[dict[str, Any]]) -> None:
     print_table(f"Planned changes, keepalived's advert {ADVERT_S:g} s", heads, rows, LESSON)
 
 
-@click.command(help=__doc__)
+@in_a_lab
 @click.option("--times", default=TIMES, show_default=True, help="Changes of each kind.")
 @either_family
-@options
-def command(name: str | None, as_json: bool, times: int) -> int:
+def command(times: int) -> Experiment[Any]:
     """Entry point of ``softnlb lab run planned``."""
-    spec = LabSpec(name=own_name("planned"), hosts=HOSTS, timers="fast", affinity="none")
-    with lab_for(name, spec) as lab:
-        results = measure(lab, times)
-    if as_json:
-        print_json({"run": "planned", "limit_s": GAP_LIMIT_S, "changes": results})
-    else:
-        show(results)
-    return int(not good(results))
+    spec = LabSpec(hosts=HOSTS, timers="fast", affinity="none")
+    return Experiment(spec, partial(measure, times=times), show, good)
