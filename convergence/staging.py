@@ -62,9 +62,10 @@ def propose(state: State, event: ChangeProposed) -> None:
 def staged(state: State, event: ChangeStaged) -> None:
     """The agent has staged what ``StageChange`` asked for, or says why not."""
     change = state.staging.change
-    if change is None or change.name != event.change or change.aborted:
-        return
     mine, config = state.config, event.config
+    if change is None or change.name != event.change or change.aborted:
+        _keep_late(state, config)
+        return
     is_coordinator = change.name.coordinator == mine.host_id
     if config is None:
         change.refusal = event.refusal or "no reason given"
@@ -84,6 +85,15 @@ def staged(state: State, event: ChangeStaged) -> None:
         _abort(state, change, change.refusal)
         return
     _tell_staged(state, change, is_coordinator)
+
+
+def _keep_late(state: State, config: HostConfig | None) -> None:
+    """The change is over here, but what it leads to is on the disk now: others may switch to it."""
+    mine = state.config
+    if config is None or config.config_digest == mine.config_digest:
+        return
+    if (mine.period_ms, mine.tolerance) == (config.period_ms, config.tolerance):
+        state.staging.keep(config.config_digest, config)
 
 
 def _tell_staged(state: State, change: Change, is_coordinator: bool) -> None:

@@ -58,6 +58,8 @@ ADDED_REGRESSIONS = {
     (500448, "several"): "who joins half of a partition takes over what is owned twice (checker)",
     (501761, "several"): "a host between two halves took what it had just released, for ever",
     (502510, "several"): "a host went mute for one that it heard for the first time",
+    (302307, "change"): "a host that was stopped while it staged a change never went over to it",
+    (402229, "change"): "two halves by different rules hid that they heard each other again",
     (30000157, "reorder"): "leases that lapsed whenever the checker looked (checker)",
 }
 
