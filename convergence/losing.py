@@ -126,7 +126,8 @@ def lose_if_deaf(state: State, peer: Peer) -> None:
 def _leave_broken_pair(state: State) -> None:
     """When I and a lower host id cannot hear each other but another host hears both, I leave.
 
-    The lower one counts when it stands in the view of the host between us.  Waits one and a half
+    The lower one counts when it stands in my view or in that of the host between us: a newcomer
+    can let in only one of us, and keeps that one a member for the other.  Waits one and a half
     times T x P, so that a take-over which the pair holds up is done within 2 T x P.  A newcomer
     leaves when it stands in anybody's view: who let it in may be no host between us, and keeps
     that one waiting.
@@ -143,7 +144,7 @@ def _leave_broken_pair(state: State) -> None:
     if state.newcomer and not any(peer.statement.view & state.bit for peer in witnesses):
         # It holds nobody up: nobody waits for its agreement.
         witnesses = []
-    known = 0
+    known = state.others
     for witness in witnesses:
         known |= witness.statement.view
     broken = {
@@ -171,10 +172,11 @@ def _leave_broken_pair(state: State) -> None:
 
 
 def _hears_as_member(state: State, witness: Peer, host_id: int) -> bool:
-    """The host between us still hears this other host, and has it in its view."""
+    """The host between us still hears this other host, and one of us has it in its view."""
     index = host_id - 1
     age = witness.heartbeat.ages[index]
-    if age == AGE_NONE or witness.host_id == host_id or not witness.statement.view >> index & 1:
+    known = witness.statement.view | state.others
+    if age == AGE_NONE or witness.host_id == host_id or not known >> index & 1:
         return False
     age_ms = age * state.death_ms // AGE_UNITS + state.now_ms - witness.received_ms
     return age_ms < state.death_ms

@@ -60,6 +60,7 @@ ADDED_REGRESSIONS = {
     (502510, "several"): "a host went mute for one that it heard for the first time",
     (302307, "change"): "a host that was stopped while it staged a change never went over to it",
     (402229, "change"): "two halves by different rules hid that they heard each other again",
+    (212465, "one-way"): "a newcomer let in one of a pair and kept it a member for the other",
     (30000157, "reorder"): "leases that lapsed whenever the checker looked (checker)",
 }
 
