@@ -7,7 +7,7 @@ earlier life move nothing.
 
 from convergence.events import FrameReceived, Severity
 from convergence.heartbeat import NEWCOMER, Heartbeat, Statement, address
-from convergence.lease import start_afresh
+from convergence.lease import give_up, heard_anew, note_stranger, start_afresh
 from convergence.peers import Peer
 from convergence.stages import Stage
 from convergence.state import Holding, State
@@ -134,10 +134,16 @@ def other_configuration(
     said = heartbeat.statement
     peer = state.strangers.get(said.host_id)
     if peer is not None and peer.code == said.host_code:
+        silent = received_ms - peer.received_ms >= state.death_ms
         peer.update(heartbeat, received_ms)
+        if silent:
+            heard_anew(state, peer)
     else:
         peer = Peer(heartbeat, received_ms, source_mac)
         state.strangers[said.host_id] = peer
+        heard_anew(state, peer)
+        # Let it know that it is heard: until then its lease runs out.
+        state.urgent = True
     state.count("configuration")
     state.log_rarely(
         "configuration-differs",
@@ -147,6 +153,8 @@ def other_configuration(
         host_id=said.host_id,
         source_mac=colon_mac(source_mac),
     )
+    if note_stranger(state, peer, received_ms):
+        give_up(state)
     if _yields_to_configuration(state, peer):
         give_way(state, f"host {said.host_id} has another configuration")
         return peer

@@ -46,7 +46,8 @@ def heard_until_ms(state: State) -> int:
     before they take what is mine.  2 x P longer when there is only one: it waits as much longer.
 
     Alone, each host that may come to serve beside me must hear me: a newcomer that does will not
-    serve without me.  One that was only just heard has not had the time to tell.
+    serve without me, and of two with different configurations one gives way.  One that was only
+    just heard has not had the time to tell.
     """
     if not alone(state):
         longer_ms = _bonus_ms(state) if state.two_view else 0
@@ -55,6 +56,9 @@ def heard_until_ms(state: State) -> int:
     for peer in state.heard.primary.values():
         if state.now_ms - peer.received_ms < state.death_ms and counts(state, peer):
             until = min(until, heard_alone_ms(state, peer) + state.lease_ms)
+    for peer in state.strangers.values():
+        if state.now_ms - peer.received_ms < state.death_ms and counts(state, peer):
+            until = min(until, max(peer.since_ms, peer.heard_me_ms) + state.lease_ms)
     return until
 
 
@@ -133,6 +137,14 @@ def counts(state: State, peer: Peer) -> bool:
     return not flags & LEAVING and (not flags & JOINING or alone(state))
 
 
+def heard_anew(state: State, peer: Peer) -> None:
+    """For the first time, or after a long silence: since when could it tell that it hears me?"""
+    peer.since_ms = peer.received_ms - peer.heartbeat.listened * state.death_ms // AGE_UNITS
+    if peer.statement.flags & NEWCOMER and peer.reports(state.index, state.tag):
+        # It tells when it heard me, only I did not hear it: no reason to wait for more.
+        peer.since_ms = NEVER
+
+
 def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
     """A host was heard: is there news of whom *it* hears?
 
@@ -156,6 +168,21 @@ def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
         peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
         state.known_heard_ms = max(state.known_heard_ms, peer.heard_me_ms)
     return False
+
+
+def note_stranger(state: State, peer: Peer, received_ms: int) -> bool:
+    """Likewise of a host with another configuration: only while I am alone it can prove that."""
+    peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
+    if state.newcomer or not alone(state):
+        return False
+    return received_ms >= heard_until_ms(state) + state.period_ms
+
+
+def give_up(state: State) -> None:
+    """Nobody hears me, and somebody may serve or come to serve without me."""
+    text = "Nobody hears this host; it drops its buckets and starts afresh."
+    state.log("nobody-hears-me", Severity.ERROR, text)
+    start_afresh(state, "nobody hears this host")
 
 
 def no_longer_alone(state: State, admitted: list[Peer]) -> None:

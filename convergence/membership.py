@@ -2,12 +2,12 @@
 
 from convergence import affinity, conflicts, lease, orphans, switching
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS, JOINING, LEAVING, NEWCOMER, Heartbeat
+from convergence.heartbeat import AGE_NONE, JOINING, LEAVING, NEWCOMER, Heartbeat
 from convergence.losing import lose_if_deaf, note_word
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
 from convergence.stages import Phase, Stage
-from convergence.state import EMBARGO_PERIODS, NEVER, State
+from convergence.state import EMBARGO_PERIODS, State
 
 ADMIT_PERIODS = 2
 """How long a newcomer that could come in waits for others that are about to."""
@@ -22,7 +22,7 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
         peer = state.heard.find(host_id, said.host_code)
     if peer is None:
         peer = Peer(heartbeat, received_ms, source_mac)
-        _heard_anew(state, peer)
+        lease.heard_anew(state, peer)
         before = None
     else:
         before = peer.statement
@@ -30,7 +30,7 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
         silent = received_ms - peer.received_ms >= state.death_ms
         peer.update(heartbeat, received_ms)
         if silent:
-            _heard_anew(state, peer)
+            lease.heard_anew(state, peer)
         if peer.tag != was_tag:
             # It began to take part, and waits to be heard as what it is now.
             state.heard.forget_masks()
@@ -41,9 +41,7 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
     if state.heard.primary.get(host_id) is not peer and not _become_primary(state, peer):
         return
     if lease.note_heard(state, peer, received_ms):
-        text = "Nobody hears this host; it drops its buckets and starts afresh."
-        state.log("nobody-hears-me", Severity.ERROR, text)
-        lease.start_afresh(state, "nobody hears this host")
+        lease.give_up(state)
         return
     quiet = before is heartbeat.statement
     if (not quiet or state.joining) and conflicts.resolve_priorities(state, peer):
@@ -53,14 +51,6 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
     if state.joining or state.stage is Stage.LEAVING:
         return
     _hear_started(state, peer, quiet)
-
-
-def _heard_anew(state: State, peer: Peer) -> None:
-    """For the first time, or after a long silence: since when could it tell that it hears me?"""
-    peer.since_ms = peer.received_ms - peer.heartbeat.listened * state.death_ms // AGE_UNITS
-    if peer.statement.flags & NEWCOMER and peer.reports(state.index, state.tag):
-        # It tells when it heard me, only I did not hear it: no reason to wait for more.
-        peer.since_ms = NEVER
 
 
 def _hear_started(state: State, peer: Peer, quiet: bool) -> None:

@@ -61,6 +61,7 @@ ADDED_REGRESSIONS = {
     (302307, "change"): "a host that was stopped while it staged a change never went over to it",
     (402229, "change"): "two halves by different rules hid that they heard each other again",
     (212465, "one-way"): "a newcomer let in one of a pair and kept it a member for the other",
+    (301443, "change"): "a mute host served beside a deaf one that had switched the rules alone",
     (30000157, "reorder"): "leases that lapsed whenever the checker looked (checker)",
 }
 
@@ -115,6 +116,24 @@ def test_the_only_host_that_hears_another_goes_and_frames_are_lost(seed: int) ->
     which the others had ceased to wait.
     """
     assert not Episode(seed, relay_plan(seed, "crafted", (3, 4, 4, 5), 0.1)).run()
+
+
+@pytest.mark.parametrize(
+    ("seed", "kind", "other"),
+    [
+        (5400003, "one-way", 31), (5400128, "deaf", 25), (5400155, "mute", 1),
+        (5400058, "several", 3),
+    ],
+)  # fmt: skip
+def test_a_host_that_one_with_another_configuration_does_not_hear(
+    seed: int, kind: str, other: int
+) -> None:
+    """It stops, as beside one with its own.  Each seed showed two owners."""
+    episode = Episode(seed, options(seed, kind))
+    host = episode.world.hosts[other]
+    host.config = replace(host.config, config_digest=b"87654321")
+    found = {violation.guarantee for violation in episode.run()}
+    assert not found & {"one-owner", "merge"}
 
 
 def test_a_seed_is_an_episode() -> None:
