@@ -10,7 +10,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from labs.lab_schema import MODELS, CourseTable, LabFile, LabTable, StepTable
+from labs.lab_schema import COURSE, LAB, MANY, STEP, TABLES
 from labs.plan import (
     addresses,
     cluster_ip_addresses,
@@ -22,7 +22,7 @@ from labs.topology import HOSTS_MAX, Document, LabSpec, usual_document
 from modes.plan import InterfaceAddress, Mode
 from softnlb.config import ConfigError, Problem, read_toml
 from softnlb.config_check import build as check_config
-from softnlb.config_schema import read_table, shown, unknown_key
+from softnlb.table import read_table, shown, unknown_key
 
 Complaint = tuple[str, str, str]
 """Key path, value as text, what was expected."""
@@ -41,8 +41,7 @@ def load(path: Path) -> LabSpec:
 def check(raw: dict[str, Any], file: str) -> LabSpec:
     """Check a parsed lab file.  Raises ConfigError with every error, each naming ``file``."""
     complaints: list[Complaint] = [
-        (key, shown(raw[key]), unknown_key(key, LabFile.model_fields))
-        for key in raw.keys() - LabFile.model_fields
+        (key, shown(raw[key]), unknown_key(key, TABLES)) for key in raw.keys() - TABLES
     ]
     document = _read(raw, complaints)
     if not complaints:
@@ -78,18 +77,18 @@ def _read(raw: dict[str, Any], complaints: list[Complaint]) -> Document:
             complaints.append((name, shown(table), f"a table, [{name}]"))
             table = {}
         document[name] = dict(table)
-    good, bad = read_table(LabTable, document["lab"], "lab")
+    good, bad = read_table(LAB, document["lab"], "lab")
     document["lab"] = good
     complaints += [complaint[:3] for complaint in bad]
-    for name in ("port_rule", *MODELS):
+    for name in ("port_rule", *MANY):
         tables = raw.get(name, [])
         if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
             complaints.append((name, shown(tables), f"tables, [[{name}]]"))
             tables = []
         document[name] = [dict(table) for table in tables]
-    for name, model in MODELS.items():
+    for name, known in MANY.items():
         for number, table in enumerate(document[name], 1):
-            good, bad = read_table(model, table, f"{name}[{number}]")
+            good, bad = read_table(known, table, f"{name}[{number}]")
             complaints += [complaint[:3] for complaint in bad]
             # What a host's own file has defaults for is left to that file.
             kept = good.keys() if name != "host" else ("id", "name", "switch", "address")
@@ -102,9 +101,9 @@ def _read(raw: dict[str, Any], complaints: list[Complaint]) -> Document:
 def _check_lesson(raw: dict[str, Any]) -> Iterator[Complaint]:
     """[course] and [[step]]: what makes a lab file a lesson."""
     for number, table in enumerate(raw.get("step", []), 1):
-        for complaint in read_table(StepTable, table, f"step[{number}]")[1]:
+        for complaint in read_table(STEP, table, f"step[{number}]")[1]:
             yield complaint[:3]
-    for complaint in read_table(CourseTable, raw["course"], "course")[1]:
+    for complaint in read_table(COURSE, raw["course"], "course")[1]:
         yield complaint[:3]
 
 

@@ -1,7 +1,7 @@
 """Configuration of one host: a TOML file becomes a frozen ClusterConfig, or every error at once.
 
-pydantic is imported only while a file is read.  A process that must stay small (the agent) calls
-``load_in_child``, which reads the file in a short-lived child.
+pydantic's validator is imported only while a file is read.  A process that must stay small (the
+agent) calls ``load_in_child``, which reads the file in a short-lived child.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -234,12 +233,14 @@ def load(path: str | os.PathLike[str]) -> ClusterConfig:
 def load_in_child(
     path: str | os.PathLike[str], wait: Callable[[int], bool] | None = None
 ) -> ClusterConfig:
-    """As ``load``, but in a forked child: the caller never holds pydantic in memory.
+    """As ``load``, but in a forked child: the caller never holds the validator in memory.
 
     ``wait`` is given a descriptor that becomes readable with the answer, some tenths of a second
     later; False: it took too long.  Safe beside threads that hold no lock which reading a file
     needs, such as the agent's scanner.
     """
+    import pickle
+
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -262,6 +263,8 @@ def load_in_child(
 
 
 def _answer_and_exit(path: str | os.PathLike[str], write_end: int) -> None:
+    import pickle
+
     status = 1
     try:
         try:

@@ -19,19 +19,11 @@ from convergence.rules import (
 from modes.mac import HOST_IDS, format_mac, host_mac, w_x_y_z
 from modes.plan import InterfaceAddress, LinkChoices, Mode
 from softnlb.config import ClusterConfig, ConfigError, Problem
-from softnlb.config_schema import (
-    ClusterTable,
-    Complaint,
-    ConfigFile,
-    HostTable,
-    PortRuleTable,
-    read_table,
-    shown,
-    unknown_key,
-)
+from softnlb.config_schema import CLUSTER, HOST, PORT_RULE, TABLES
 from softnlb.errors import ReturnCode
 from softnlb.health_check import health_probes, read_probe
 from softnlb.key_file import read_keys
+from softnlb.table import Complaint, read_table, shown, unknown_key
 
 TIMERS = {"nlb": (1000, 5), "fast": (100, 5)}
 PROTOCOLS = {"tcp": Protocol.TCP, "udp": Protocol.UDP, "both": Protocol.BOTH}
@@ -48,8 +40,7 @@ Values = dict[str, Any]
 def build(path: Path, raw: Values) -> ClusterConfig:
     """Check a parsed file and make a ClusterConfig of it.  Raises ConfigError with all errors."""
     complaints: list[Complaint] = [
-        Complaint(key, shown(raw[key]), unknown_key(key, ConfigFile.model_fields))
-        for key in raw.keys() - ConfigFile.model_fields
+        Complaint(key, shown(raw[key]), unknown_key(key, TABLES)) for key in raw.keys() - TABLES
     ]
     cluster, host, rules = _read_tables(raw, complaints)
     complaints += _check_addresses(cluster, host)
@@ -81,13 +72,13 @@ def _place(problem: Problem) -> tuple[int, int]:
 
 def _read_tables(raw: Values, complaints: list[Complaint]) -> tuple[Values, Values, list[Values]]:
     values: list[Values] = []
-    for name, model in (("cluster", ClusterTable), ("host", HostTable)):
+    for name, known in (("cluster", CLUSTER), ("host", HOST)):
         table = raw.get(name, {})
         if not isinstance(table, dict):
             complaints.append(Complaint(name, shown(table), f"a table, [{name}]"))
             values.append({})
             continue
-        good, bad = read_table(model, table, name)
+        good, bad = read_table(known, table, name)
         values.append(good)
         complaints += bad
     tables = raw.get("port_rule", [])
@@ -100,7 +91,7 @@ def _read_tables(raw: Values, complaints: list[Complaint]) -> tuple[Values, Valu
         complaints.append(Complaint("port_rule", found, expected, code))
     rules = []
     for number, table in enumerate(tables or [{}], 1):  # none at all: NLB's rule for everything
-        good, bad = read_table(PortRuleTable, table, f"port_rule[{number}]")
+        good, bad = read_table(PORT_RULE, table, f"port_rule[{number}]")
         rules.append(good)
         complaints += bad
         if good.get("health_probe") is not None:

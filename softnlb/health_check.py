@@ -7,7 +7,8 @@ from typing import Any
 
 from convergence.rules import IPAddress
 from softnlb.config import HealthProbe
-from softnlb.config_schema import Complaint, HealthProbeTable, read_table, shown
+from softnlb.config_schema import HEALTH_PROBE
+from softnlb.table import Complaint, read_table, shown
 
 Values = dict[str, Any]
 
@@ -18,7 +19,7 @@ def read_probe(rule: Values, path: str) -> Iterator[Complaint]:
     if not isinstance(raw, dict):
         yield Complaint(path, shown(raw), 'a table, as in { type = "tcp" }')
         return
-    probe, complaints = read_table(HealthProbeTable, raw, path)
+    probe, complaints = read_table(HEALTH_PROBE, raw, path)
     rule["health_probe"] = probe
     yield from complaints
     if not complaints:

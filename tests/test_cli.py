@@ -445,7 +445,7 @@ def test_version():
 def test_starting_up_imports_nothing_heavy():
     program = (
         "import sys; from softnlb.cli import run; run(['--help']); run(['query']);"
-        "heavy = {'pydantic', 'rich', 'pyroute2', 'scapy', 'labs', 'asyncio', 'mmh3'};"
+        "heavy = {'pydantic_core', 'rich', 'pyroute2', 'scapy', 'labs', 'asyncio', 'mmh3'};"
         "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)"
     )
     environment = {**os.environ, "SOFTNLB_RUN_DIR": "/nonexistent"}
@@ -469,7 +469,7 @@ def test_cleanup_with_nothing_left_behind(run_dir, capsys):
     assert capsys.readouterr().out == "Nothing was left behind.\n"
 
 
-SLOW = ("asyncio", "matplotlib", "multiprocessing", "numpy", "pydantic", "rich", "yaml")
+SLOW = ("asyncio", "matplotlib", "multiprocessing", "numpy", "pydantic_core", "rich", "yaml")
 
 
 def test_help_of_no_verb_loads_what_is_slow():

@@ -147,8 +147,18 @@ def test_the_child_brings_the_same_and_pydantic_stays_out(write, tmp_path):
     assert load_in_child(path) == load(path)
     program = (
         "import sys; from softnlb.config import load_in_child; load_in_child(sys.argv[1]);"
-        "sys.exit('pydantic' in sys.modules or 'tomllib' in sys.modules)"
+        "sys.exit('pydantic_core' in sys.modules or 'tomllib' in sys.modules)"
     )
+    subprocess.run([sys.executable, "-c", program, path], check=True, timeout=60)
+
+
+def test_a_file_is_checked_without_pydantics_models(write):
+    """They took two fifths of `softnlb config check`."""
+    program = (
+        "import sys; from softnlb.config import load; load(sys.argv[1]);"
+        "sys.exit('pydantic_core' not in sys.modules or 'pydantic' in sys.modules)"
+    )
+    path = write(MINIMAL)
     subprocess.run([sys.executable, "-c", program, path], check=True, timeout=60)
 
 
@@ -481,4 +491,25 @@ def test_a_change_of_load_weight_alone_is_seen_as_such(write):
 def test_the_json_schema_names_every_table():
     schema = json_schema()
     assert set(schema["properties"]) == {"cluster", "host", "port_rule"}
+    assert schema["required"] == ["cluster", "host"]
     assert schema["additionalProperties"] is False
+
+
+def test_the_json_schema_says_of_a_key_what_the_errors_say():
+    tables = json_schema()["properties"]
+    assert tables["host"]["required"] == ["id", "interface", "dedicated_ip_address"]
+    assert tables["host"]["properties"]["id"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 32,
+        "description": "a whole number from 1 to 32, unique in the cluster",
+    }
+    rules = tables["port_rule"]
+    assert (rules["type"], rules["maxItems"]) == ("array", 32)
+    rule = rules["items"]["properties"]
+    assert rule["protocol"]["enum"] == ["tcp", "udp", "both"]
+    assert rule["load_weight"]["default"] == "equal"
+    assert rule["load_weight"]["anyOf"][0] == {"type": "integer", "minimum": 0, "maximum": 100}
+    probe = rule["health_probe"]
+    assert (probe["required"], probe["additionalProperties"]) == (["type"], False)
+    assert probe["properties"]["fall"]["default"] == 3

@@ -195,12 +195,7 @@ def check(
     """
     if directory is not None:
         return _check_class(directory, junit, csv_path, lang, as_json)
-    from labs.course.checks import look
-    from labs.course.progress import note, reason
-    from labs.handle import LabHandle
     from softnlb.errors import UsageError
-    from softnlb.progress import step as tell
-    from softnlb.progress import steps
 
     with _Desk(lang) as desk:
         lesson, current, step = desk.lesson, desk.current, desk.step
@@ -209,6 +204,12 @@ def check(
         if current["stage"] == GUESS:
             letters = "|".join("abcdefgh"[: len(step.texts["en"]["choices"])])
             raise UsageError(heads["say"].format(letters=letters))
+        from labs.course.checks import look
+        from labs.course.progress import note, reason
+        from labs.handle import LabHandle
+        from softnlb.progress import step as tell
+        from softnlb.progress import steps
+
         given = " ".join(answer) or None
         with steps(quiet=as_json):
             tell(heads["look"])
