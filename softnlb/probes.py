@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface
 
 from modes.plan import Mode
@@ -82,20 +83,12 @@ def _links() -> str | None:
     )
 
 
-def _nfqueue() -> str | None:
-    from softnlb.nfqueue import probe
-
-    return probe()
-
-
-def _ebpf() -> str | None:
-    from softnlb.ebpf import probe
-
-    return probe()
-
-
 def probes(check: bool) -> dict[str, Probe]:
     """All probes that can be tried, by name."""
+    # Not imported by the probes themselves: in threads that import at once, CPython lets one of
+    # them see a module of which half is missing.
+    from softnlb import ebpf, nfqueue
+
     tried: dict[str, Probe] = {
         "nft-ingress": _chain("netdev", INGRESS, check),
         "nft-egress": _chain("netdev", EGRESS, check),
@@ -103,8 +96,8 @@ def probes(check: bool) -> dict[str, Probe]:
         "nft-unicast": _rules(Mode.UNICAST, check),
         "nft-multicast": _rules(Mode.MULTICAST, check),
         "packet-socket": _packet_socket,
-        "ebpf": _ebpf,
-        "nfqueue": _nfqueue,  # removes its own traces
+        "ebpf": ebpf.probe,
+        "nfqueue": nfqueue.probe,  # removes its own traces
     }
     if not check:
         tried["links"] = _links
@@ -112,14 +105,18 @@ def probes(check: bool) -> dict[str, Probe]:
 
 
 def run(check: bool) -> dict[str, str | None]:
-    """Try all of them."""
-    results: dict[str, str | None] = {}
-    for name, probe in probes(check).items():
-        try:
-            results[name] = probe()
-        except Exception as error:  # whatever this machine does: a report, not a traceback
-            results[name] = f"{type(error).__name__}: {error}"
-    return results
+    """Try all of them, side by side: nearly all of their time is that of the kernel and of other
+    programs."""
+    tried = probes(check)
+    with ThreadPoolExecutor(len(tried)) as pool:
+        return dict(zip(tried, pool.map(_result, tried.values()), strict=True))
+
+
+def _result(probe: Probe) -> str | None:
+    try:
+        return probe()
+    except Exception as error:  # whatever this machine does: a report, not a traceback
+        return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -118,6 +119,17 @@ def test_a_probe_that_raises_is_a_reason_and_no_traceback(monkeypatch):
 
     monkeypatch.setattr(probes, "probes", lambda check: {"a": broken, "b": lambda: None})
     assert probes.run(check=True) == {"a": "OSError: no such thing", "b": None}
+
+
+def test_probes_run_side_by_side(monkeypatch):
+    both = threading.Barrier(2)
+
+    def meets() -> str | None:
+        both.wait(10)  # raises when the other one has not begun by then
+        return None
+
+    monkeypatch.setattr(probes, "probes", lambda check: {"a": meets, "b": meets})
+    assert probes.run(check=True) == {"a": None, "b": None}
 
 
 @pytest.mark.parametrize(
