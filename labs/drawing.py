@@ -1,15 +1,20 @@
 """Pictures of a lab in plain text, and its status as a table."""
 
+from collections.abc import Mapping
 from typing import Any
 
+MAP = {
+    "title": "lab {name}: {mode} mode, cluster IP address {cluster_ip_address} on every host",
+    "trunk": "  over a trunk, {name} ({bridge}):",
+}
+"""The words of a map, in English."""
 
-def lab_map(status: dict[str, Any]) -> str:
+
+def lab_map(status: dict[str, Any], words: Mapping[str, str] = MAP) -> str:
     """The lab as an ASCII map: the first switch between clients and hosts, then the others."""
-    title = f"lab {status['name']}: {status['mode']} mode"
-    title += f", cluster IP address {status['cluster_ip_address']} on every host"
-    lines = [title]
+    lines = [words["title"].format(**status)]
     for number, switch in enumerate(status["switches"]):
-        where = [f"  over a trunk, {switch['name']} ({switch['bridge']}):"] if number else []
+        where = [words["trunk"].format(**switch)] if number else []
         lines += ["", *where, *_around(status, switch["bridge"], f" {switch['name']} ")]
     return "\n".join(lines)
 

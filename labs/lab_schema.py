@@ -193,10 +193,12 @@ _STEP_TEXTS = Key(
         choices=_LIST,
         hints=_LIST,
         todo=core_schema.typed_dict_field(TEXT, required=False),
+        notes=core_schema.typed_dict_field(several(TEXT), required=False),
     ),
-    "a table with predict, choices, observe, explain, wrong, todo, hints",
+    "a table with predict, choices, observe, explain, wrong, todo, hints, notes",
 )
-"""What a step says: {vip}, {faulty} and the like stand for the student's own."""
+"""What a step says: {vip}, {faulty} and the like stand for the student's own.  ``notes``: what
+stands beside each command of ``run``, "" for nothing."""
 
 STEP = Table(
     "[[step]]: predict, run, observe, explain, check.",

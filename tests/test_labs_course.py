@@ -327,6 +327,13 @@ def test_the_files_of_the_course_are_lab_files_and_every_step_is_complete():
             assert step.guess < len(step.texts["en"]["choices"])
             assert len(step.texts["en"]["hints"]) == len(step.texts["de"]["hints"]) > 0
             assert step.texts["en"]["predict"] != step.texts["de"]["predict"]
+            assert not [command for command in step.run if " # " in command]
+            for english, german in zip(
+                *(step.texts[at].get("notes", ()) for at in ("en", "de")), strict=True
+            ):
+                assert (english == german) == (english == "")
+            notes = {len(step.texts[at].get("notes", step.run)) for at in ("en", "de")}
+            assert notes == {len(step.run)}
     faulty = {lessons.load(3, seed, "lab").values["faulty"] for seed in range(1, 30)}
     assert faulty == {"host1", "host2", "host3", "host4"}
 

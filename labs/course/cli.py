@@ -2,12 +2,14 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from labs.course.heads import HEADS
+from labs.course.heads import HEADS, MAP
 from softnlb.cli_common import json_option, print_json
 from softnlb.cli_show import bold
 
@@ -111,7 +113,7 @@ def start(as_json: bool, number: int, seed: int, name: str, lang: str | None) ->
         from labs.drawing import lab_map
 
         click.echo(bold(f"\n{number}. {lesson.titles[at]}\n"))
-        click.echo(_wrapped(lesson.stories[at]) + "\n\n" + lab_map(status))
+        click.echo(_wrapped(lesson.stories[at]) + "\n\n" + lab_map(status, MAP[at]))
     _show(lesson, document["current"], as_json)
 
 
@@ -291,7 +293,7 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
     text = step.texts[at]
     if as_json:
         shown = {key: text[key] for key in ("predict", "choices", "observe")}
-        run = list(step.run) if current["stage"] != GUESS else []
+        run = _noted(step.run, text.get("notes", ())) if current["stage"] != GUESS else []
         print_json({"lab": lesson.number, "step": step.id, **shown, "run": run, **current})
         return
     numbers = {"lab": lesson.number, "step": current["step"] + 1, "steps": len(lesson.steps)}
@@ -304,10 +306,17 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
         click.echo("\n" + heads["say"].format(letters="|".join(letters)))
         return
     click.echo(bold("\n" + heads["run"]))
-    for line in step.run:
+    for line in _noted(step.run, text.get("notes", ())):
         click.echo(f"  {line}")
     _part(heads["observe"], text["observe"])
     click.echo("\n" + heads["answer"])
+
+
+def _noted(commands: tuple[str, ...], notes: Sequence[str]) -> list[str]:
+    """Commands with their notes behind them, one below the other."""
+    rows = list(zip_longest(commands, notes, fillvalue=""))
+    width = max((len(command) for command, note in rows if note), default=0)
+    return [f"{command:{width}}    # {note}" if note else command for command, note in rows]
 
 
 def _part(head: str, text: str) -> None:

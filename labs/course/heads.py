@@ -1,5 +1,15 @@
 """What the course says around a lesson's own texts, in each language."""
 
+from labs.drawing import MAP as ENGLISH_MAP
+
+MAP = {
+    "en": ENGLISH_MAP,
+    "de": {
+        "title": "Lab {name}: Modus {mode}, Cluster-IP-Adresse {cluster_ip_address} auf jedem Host",
+        "trunk": "  über einen Trunk, {name} ({bridge}):",
+    },
+}
+
 HEADS = {
     "en": {
         "step": "Lab {lab}, step {step} of {steps}",
