@@ -138,8 +138,10 @@ def go_on_stopping(state: State) -> None:
         state.release_all()
         state.stop_by_ms = state.now_ms + state.death_ms
         state.changed()
-        if state.joining:
-            # Nobody has me, but a lone host must know that I shall not begin beside it.
+        if state.joining or not _is_held(state):
+            # Nobody has me, but a lone host must know that I shall not begin beside it, and a
+            # newcomer that it need not wait for me.
+            reporting.install(state)
             reporting.send(state)
             _left(state)
     if state.stage is Stage.LEAVING and (state.now_ms >= state.stop_by_ms or not _is_held(state)):

@@ -3,7 +3,7 @@
 from convergence import affinity
 from convergence.buckets import target
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, NEWCOMER
+from convergence.heartbeat import AGE_NONE, CODE_TAG, DRAINING, LEAVING, NEWCOMER
 from convergence.peers import Peer
 from convergence.stages import Phase, Stage
 from convergence.state import EMBARGO_PERIODS, State
@@ -104,10 +104,12 @@ def newcomer_must_wait(state: State) -> bool:
     lowest = min(state.members)
     fresh = all(peer.statement.flags & NEWCOMER for peer in state.view.values())
     for peer in state.candidates:
-        patience_ms = state.death_ms
-        if not peer.statement.flags & NEWCOMER:
-            # Among two the lease is as much longer.
-            patience_ms += EMBARGO_PERIODS * state.period_ms
+        if peer.statement.flags & LEAVING:
+            continue
+        # A newcomer's frame that was due when the time was up may come a moment later; the lease of
+        # a host that is not one is longer, among two.
+        periods = 1 if peer.statement.flags & NEWCOMER else EMBARGO_PERIODS
+        patience_ms = state.death_ms + periods * state.period_ms
         if state.now_ms - peer.received_ms >= patience_ms:
             continue
         if not state.others and _hears_a_stranger(state, peer):

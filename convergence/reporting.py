@@ -42,7 +42,7 @@ def finish(state: State, heard: bool) -> None:
     """
     if not heard and (state.orphans_stale or state.now_ms >= state.orphans_due_ms):
         orphans.recompute(state)
-    _install(state)
+    install(state)
     if state.stage is Stage.STOPPED or heard:
         return
     affinity.finish(state)
@@ -51,7 +51,8 @@ def finish(state: State, heard: bool) -> None:
         send(state)
 
 
-def _install(state: State) -> None:
+def install(state: State) -> None:
+    """What the data plane accepts from now on, where that changed."""
     stopped = state.stage is Stage.STOPPED
     draining = state.stage is Stage.DRAINING
     claimed = tuple(state.affinity.claimed)

@@ -46,6 +46,9 @@ REGRESSIONS = {
     13784: "a lone host's lease ended with each second restart of its crash-looping partner",
     4690: "two hosts, one mute, with one's patience shorter than the other's lease",
     500003: "a lease was as long as if a newcomer waited longer for what it knew as a newcomer",
+    4004333: "a newcomer's late frame met the end of another one's patience with it",
+    6002477: "who hears only a host that is about to stop is not mute before (checker)",
+    6001520: "a newcomer waited for a host that had stopped and that nobody had as a member",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
 }
 

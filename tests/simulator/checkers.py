@@ -236,21 +236,24 @@ class OneServer(OneOwner):
 
 
 def is_mute(world: World, name: int) -> bool:
-    """It hears somebody, and nobody hears it."""
+    """It hears somebody, and nobody hears it.  Who hands over before it stops hears it, too."""
     network = world.network
     if not network.broken:
         return False
-    others = [host.host_id for host in world.hosts.values() if host.up and host.started]
+    others = [host.host_id for host in world.hosts.values() if takes_part(host)]
     hears = any(network.passes(other, name) for other in others if other != name)
     heard = any(network.passes(name, other) for other in others if other != name)
     return hears and not heard
 
 
+def takes_part(host: Host) -> bool:
+    """Up, and not stopped: its agent listens and talks."""
+    return host.up and host.machine.host_state is not HostState.STOPPED
+
+
 def is_member(host: Host) -> bool:
-    """Up, and Converged at least once since its start: others go by what it says."""
-    machine = host.machine
-    stopped = not host.up or machine.host_state is HostState.STOPPED
-    return not stopped and machine.phase is not Phase.UNKNOWN
+    """It takes part, and was Converged since its start: others go by what it says."""
+    return takes_part(host) and host.machine.phase is not Phase.UNKNOWN
 
 
 class NoHole(Checker):
