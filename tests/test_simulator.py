@@ -65,6 +65,7 @@ ADDED_REGRESSIONS = {
     (402229, "change"): "two halves by different rules hid that they heard each other again",
     (212465, "one-way"): "a newcomer let in one of a pair and kept it a member for the other",
     (301443, "change"): "a mute host served beside a deaf one that had switched the rules alone",
+    (5204185, "loss"): "who slept was told twice that its last connection had gone (simulator)",
     (30000157, "reorder"): "leases that lapsed whenever the checker looked (checker)",
 }
 

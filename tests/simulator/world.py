@@ -230,8 +230,11 @@ class World:
         self.command(name, Command.DRAINSTOP)
 
     def drained(self, name: int) -> None:
-        """The last connection is gone."""
+        """The last connection is gone; an agent that sleeps looks when it is awake again."""
         host = self.hosts[name]
+        if host.paused_until_ms is not None or host.pending:
+            self.at(self.now_ms + DRAIN_SCAN_MS, self._drained_again, name)
+            return
         self.command(name, Command.DRAIN_COMPLETE)
         host.started = host.draining = host.machine.awaits_last_connection
         if host.draining:
