@@ -152,6 +152,7 @@ def admit(state: State) -> None:
     was_alone = lease.alone(state)
     for peer in admissible:
         state.view[peer.host_id] = peer
+        peer.admitted_ms = state.now_ms
         state.others |= peer.bit
     if was_alone:
         lease.no_longer_alone(state, admissible)

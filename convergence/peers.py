@@ -51,6 +51,7 @@ class Peer:
     """Another host under one host code.  A restarted host is a new Peer."""
 
     __slots__ = (
+        "admitted_ms",
         "bit",
         "code",
         "heard_me_ms",
@@ -82,6 +83,8 @@ class Peer:
         self.tag = -1
         self.tag_ms = received_ms
         """Since when it joins, or takes part, as it does now."""
+        self.admitted_ms = received_ms
+        """As a member: since when it is one, and we hear each other."""
         self.heard_me_ms = -(1 << 62)
         """When I sent the newest frame that it surely heard, while it goes by me."""
         self.vouched: dict[tuple[int, int], int] = {}

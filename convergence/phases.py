@@ -8,6 +8,9 @@ from convergence.peers import Peer
 from convergence.stages import Phase, Stage
 from convergence.state import EMBARGO_PERIODS, State
 
+DEAF_PERIODS = 3
+"""What a host needs to hear me: two until it believes that I was restarted, one for frames."""
+
 TRANSITIONS: dict[tuple[Phase, str], Phase] = {
     # Any change of members, weights or drain flags, a higher generation, an overlap.
     (Phase.UNKNOWN, "restart"): Phase.CONVERGING_PHASE1,
@@ -106,9 +109,10 @@ def newcomer_must_wait(state: State) -> bool:
     for peer in state.candidates:
         if peer.statement.flags & LEAVING:
             continue
+        established = not peer.statement.flags & NEWCOMER
         # A newcomer's frame that was due when the time was up may come a moment later; the lease of
         # a host that is not one is longer, among two.
-        periods = 1 if peer.statement.flags & NEWCOMER else EMBARGO_PERIODS
+        periods = EMBARGO_PERIODS if established else 1
         patience_ms = state.death_ms + periods * state.period_ms
         if state.now_ms - peer.received_ms >= patience_ms:
             continue
@@ -118,13 +122,25 @@ def newcomer_must_wait(state: State) -> bool:
             # A deaf host cannot hold up those who hear each other.
             if not state.others or peer.reports(state.index, state.tag ^ CODE_TAG):
                 return True
+            if established and not _is_deaf(state, peer):
+                return True
         elif peer.counts:
-            established = not peer.statement.flags & NEWCOMER
             if established:
                 return True
             if fresh and peer.host_id < lowest and not state.is_view_with_me(peer.statement):
                 return True
     return False
+
+
+def _is_deaf(state: State, peer: Peer) -> bool:
+    """It went on to send, and did not hear me, for long after a member heard me.
+
+    Only a member proves that I am heard at all: until then it may be I who is mute.  And a host
+    whose last word is older is silent, not deaf: its lease may still run.
+    """
+    heard_ms = min(member.admitted_ms for member in state.view.values())
+    since_ms = max(heard_ms, peer.since_ms, peer.tag_ms)
+    return peer.received_ms - since_ms >= DEAF_PERIODS * state.period_ms
 
 
 def _told_of_a_stranger(state: State) -> bool:

@@ -66,6 +66,8 @@ ADDED_REGRESSIONS = {
     (212465, "one-way"): "a newcomer let in one of a pair and kept it a member for the other",
     (301443, "change"): "a mute host served beside a deaf one that had switched the rules alone",
     (5204185, "loss"): "who slept was told twice that its last connection had gone (simulator)",
+    (403080, "several"): "newcomers heard all at once took a host for deaf by its word from before",
+    (211114, "restart"): "newcomers took a lone host for deaf that had died, and its lease ran",
     (30000157, "reorder"): "leases that lapsed whenever the checker looked (checker)",
 }
 
