@@ -85,11 +85,12 @@ class Agent:
         self._running = True
         self._watched: tuple[int, ...] = ()
         self._restart = False
+        self.pending: ClusterConfig | None = None  # in force when this host has left
         self._loop = selectors.DefaultSelector()
         self.changes = Changes(self, self._loop)
         self._new_machine()
-        self._sockets = SocketWatch()
-        self._loop.register(self._sockets, selectors.EVENT_READ, self._scanned)
+        self.sockets = SocketWatch()
+        self._loop.register(self.sockets, selectors.EVENT_READ, self._scanned)
         self._affinity = Affinity()
         self._probes = Probes()
         self.health = Health(self.rule_command, lambda: self.machine.rule_states, self.tell)
@@ -124,7 +125,7 @@ class Agent:
         """Let go of what every agent has, started or not."""
         self.control.close()
         self.remote.close()
-        self._sockets.close()
+        self.sockets.close()
         self._signals.close()
         self._loop.close()
         self.history.close()
@@ -134,7 +135,7 @@ class Agent:
         serving = self.serving is not None
         deadlines = [
             self.machine.next_deadline_ms(),
-            self._sockets.next_deadline_ms(self.machine) if serving else None,
+            self.sockets.next_deadline_ms(self.machine) if serving else None,
             self._next_check_ms if serving else None,
             self._probes.next_deadline_ms(),
             self._notifier.next_deadline_ms(),
@@ -148,10 +149,10 @@ class Agent:
             self.step(Tick(now_ms))
         for known in self._probes.advance(now_ms):
             self.step(known)
-        if self._sockets.drained(self.machine, now_ms):
+        if self.sockets.drained(self.machine, now_ms):
             self.step(CommandReceived(now_ms, Command.DRAIN_COMPLETE))
         if self.serving is not None:
-            self._sockets.advance(self.machine, self.serving.table, now_ms)
+            self.sockets.advance(self.machine, self.serving.table, now_ms)
         if self.serving is not None and now_ms >= self._next_check_ms:
             self._next_check_ms = now_ms + CHECK_MS
             self._probes.meet(self.config, self.machine, now_ms)
@@ -273,7 +274,7 @@ class Agent:
             self._watch(self.serving)
 
     def _scanned(self) -> None:
-        for scan in self._sockets.results():
+        for scan in self.sockets.results():
             now_ms = boot_ms()
             if self.serving is not None:
                 self.step(IdleScanned(now_ms, scan.began_ms, scan.idle, scan.syn_cookie_ms))
@@ -297,16 +298,17 @@ class Agent:
         code = secrets.randbits(32)
         self.step(CommandReceived(boot_ms(), Command.START, host_code=code, force=force))
 
-    def stop(self) -> None:
-        """Hand everything over and leave."""
-        self._sockets.end_drain()
+    def stop(self, restart: bool = False) -> None:
+        """Hand everything over and leave; ``restart``: and join again."""
+        self._restart = restart
+        self.sockets.end_drain()
         self.step(CommandReceived(boot_ms(), Command.STOP))
 
     def drainstop(self, timeout_s: float | None) -> None:
         """Accept nothing new; leave after the last connection or the time-out, seconds."""
         now_ms = boot_ms()
         self.step(CommandReceived(now_ms, Command.DRAINSTOP))
-        self._sockets.begin_drain(now_ms, timeout_s)
+        self.sockets.begin_drain(now_ms, timeout_s)
 
     def rule_command(self, command: Command, slots: tuple[int, ...], load_weight: int = 0) -> None:
         """Enable, disable, drain or weigh the rules in ``slots`` on this host."""
@@ -319,13 +321,18 @@ class Agent:
 
     def adopt(self, fresh: ClusterConfig) -> None:
         """Leave the cluster, when in it, and join again as the fresh configuration says."""
-        self.config = fresh
-        self.remote.open()
+        self.pending = fresh  # until it has left, all it knows is of the rules that it serves by
         if self.serving is None:
+            self._begin_anew()
+        else:
+            self.stop(restart=self._running)
+
+    def _begin_anew(self) -> None:
+        fresh, self.pending = self.pending, None
+        if fresh is not None:
+            self.config = fresh
+            self.remote.reopen()
             self._new_machine()
-            return
-        self._restart = True
-        self.stop()
 
     def _new_machine(self) -> None:
         self.machine = Machine(host_config(self.config, self.changes.kept_digests()), boot_ms())
@@ -337,12 +344,13 @@ class Agent:
             return
         self.serving = None
         self._unwatch()
+        self.sockets.void()
         self._probes.close()
         self.health.stop()
         serving.stop()
+        self._begin_anew()
         if self._restart:
             self._restart = False
-            self._new_machine()
             self.start()
 
     def _watch(self, serving: Serving) -> None:

@@ -175,15 +175,12 @@ class Changes:
         agent = self._agent
         before, wanted = agent.config, self._known[digest]
         agent.config = replace(wanted.config, keyring=before.keyring)
+        agent.sockets.void()
         if agent.serving is not None:
             agent.serving.reconfigure(agent.config)
         self._probes_changed = bool(before.health_probes or agent.config.health_probes)
         if before.remote_control_port != agent.config.remote_control_port:
-            try:
-                agent.remote.open()
-            except SoftnlbError as error:
-                text = f"Remote control does not work: {error}"
-                agent.tell(LogEvent("remote-control-failed", Severity.ERROR, text))
+            agent.remote.reopen()
         former = self._known.get(before.digest)
         base = former.text if former is not None else None
         self.saving = True

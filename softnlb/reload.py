@@ -46,11 +46,12 @@ def _reload(agent: Agent) -> str:
     """
     if agent.changes.saving:
         raise SoftnlbError("the file is being written after a change of the cluster: try again")
-    present = agent.config
+    present = agent.pending or agent.config
     fresh = load_in_child(present.path, partial(_serve_until, agent))
     if fresh == present:
         return "nothing changed"
-    if fresh.but_for_what_can_change() == present.but_for_what_can_change():
+    joined = agent.pending is None
+    if joined and fresh.but_for_what_can_change() == present.but_for_what_can_change():
         return _apply(agent, present, fresh)
     if socket_path(fresh) != socket_path(present) or fresh.interface != present.interface:
         raise SoftnlbError(

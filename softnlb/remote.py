@@ -23,6 +23,7 @@ from convergence.events import LogEvent, Severity
 from convergence.rules import IPAddress
 from convergence.telling import Rarely
 from softnlb.control import Handler, respond
+from softnlb.errors import SoftnlbError
 from softnlb.heartbeat_socket import enlarge
 from softnlb.kernel import one_sentence
 from softnlb.remote_frame import (
@@ -142,6 +143,14 @@ class RemoteControl:
             with one_sentence():
                 self._socket = _opened(config.interface, config.remote_control_port)
             self._listen(self._socket)
+
+    def reopen(self) -> None:
+        """``open`` for a host that runs: when that fails, it tells so and goes on."""
+        try:
+            self.open()
+        except SoftnlbError as error:
+            text = f"Remote control does not work: {error}"
+            self._agent.tell(LogEvent("remote-control-failed", Severity.ERROR, text))
 
     def _listen(self, opened: socket.socket) -> None:
         self._loop.register(opened, selectors.EVENT_READ, partial(self._handle, opened))

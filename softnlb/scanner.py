@@ -30,7 +30,7 @@ class Scanner:
         self._done: queue.SimpleQueue[Scan] = queue.SimpleQueue()
         self._cookies = syn_cookies_sent()
         self._cookie_ms: int | None = None
-        self._busy = False
+        self._busy = self._void = False
         self._thread = threading.Thread(target=self._work, name="socket-scan", daemon=True)
         self._thread.start()
 
@@ -44,6 +44,10 @@ class Scanner:
             self._busy = True
             self._wanted.put((table, now_ms, count))
 
+    def void(self) -> None:
+        """The scan that is running tells of rules that are no longer in force: drop its result."""
+        self._void = self._busy
+
     def results(self) -> list[Scan]:
         """The scans finished since the last call."""
         try:
@@ -53,7 +57,9 @@ class Scanner:
         found = []
         while not self._done.empty():
             found.append(self._done.get())
-        self._busy = False
+        if self._void:  # one at a time: it is this one
+            found.clear()
+        self._busy = self._void = False
         return found
 
     def close(self) -> None:

@@ -44,6 +44,11 @@ class SocketWatch:
             self._last = found[-1]
         return found
 
+    def void(self) -> None:
+        """Believe no scan that is running: its buckets were those of other rules, or of a time
+        when this host still accepted connections."""
+        self._scanner.void()
+
     def next_deadline_ms(self, machine: Machine) -> int | None:
         """When ``advance`` has something to do at the latest; None: there is nothing to look at."""
         if machine.host_state != HostState.DRAINING:
