@@ -83,7 +83,9 @@ def print_status(status: dict[str, Any]) -> None:
         )
     shown.print(table)
     for fault, detail in status["faults"].items():
-        if detail:
+        if fault == "hidden":
+            shown.print("in force: a fault that you have to find")
+        elif detail:
             shown.print(f"in force: {fault} {_words(detail)}")
 
 

@@ -31,6 +31,11 @@ def _ports(lab: Lab, arguments: list[str]) -> list[str]:
 def _hosts(lab: Lab, arguments: list[str]) -> list[str]:
     for name in _targets(lab, arguments):
         lab.host(name)
+    return _powered(lab, arguments)
+
+
+def _powered(lab: Lab, arguments: list[str]) -> list[str]:
+    for name in _targets(lab, arguments):
         if not lab.nodes[name].alive:
             raise SoftnlbError(f"{name} was killed: `softnlb lab fault start {name}` first")
     return arguments
@@ -94,7 +99,7 @@ def thaw(lab: Lab, arguments: list[str]) -> str:
 
 def unplug(lab: Lab, arguments: list[str]) -> str:
     """Pull the cable out of the switch."""
-    ports = _ports(lab, arguments)
+    ports = _ports(lab, _powered(lab, arguments))
     lab.switch_ports([f"link set {port} down" for port in ports])
     lab.unplugged.update(ports)
     return f"{', '.join(ports)}: unplugged"
@@ -102,7 +107,7 @@ def unplug(lab: Lab, arguments: list[str]) -> str:
 
 def replug(lab: Lab, arguments: list[str]) -> str:
     """Put the cable back."""
-    ports = _ports(lab, arguments)
+    ports = _ports(lab, _powered(lab, arguments))
     lab.switch_ports([f"link set {port} up" for port in ports])
     lab.unplugged.difference_update(ports)
     return f"{', '.join(ports)}: plugged in"
@@ -191,19 +196,26 @@ def clear_fdb(lab: Lab, arguments: list[str]) -> str:
 
 
 def snooping(lab: Lab, arguments: list[str]) -> str:
-    """``snooping on`` or ``snooping off``: the kernel's IGMP snooping and its querier."""
+    """``snooping on`` or ``snooping off``: the kernel's IGMP snooping and its querier.
+
+    Of all switches; what ends the other one leaves each switch as it was.
+    """
     on = _on_or_off("snooping", arguments)
-    bridges = lab.personalities
-    lab.switch_ports([snooping_line(bridge, on, bridge == lab.querier) for bridge in bridges])
-    usual = {kind != "dumb" for kind in lab.personalities.values()}
-    _switched(lab, "snooping", arguments[0], usual == {on})
-    return f"IGMP snooping is {arguments[0]}"
+    usual = {bridge: kind != "dumb" for bridge, kind in lab.personalities.items()}
+    before = lab.switched.get("snooping", arguments[0])
+    snoops = dict.fromkeys(usual, on) if before == arguments[0] else usual
+    lab.switch_ports([snooping_line(b, state, b == lab.querier) for b, state in snoops.items()])
+    _switched(lab, "snooping", arguments[0], snoops == usual)
+    lab.switched.pop("querier", None)  # it came or went with the snooping
+    states = {state: "on" if state else "off" for state in snoops.values()}
+    return f"IGMP snooping is {states[on] if len(states) == 1 else 'as it was'}"
 
 
 def querier(lab: Lab, arguments: list[str]) -> str:
     """``querier off`` or ``querier on``: whether anybody asks the hosts for their groups."""
     on = _on_or_off("querier", arguments)
-    if lab.personalities[lab.querier] == "dumb":
+    dumb = lab.personalities[lab.querier] == "dumb"
+    if lab.switched.get("snooping", "off" if dumb else "on") == "off":
         raise SoftnlbError("the switch does not snoop, so it has no querier: snooping on first")
     lab.switch_ports([querier_line(lab.querier, on)])
     _switched(lab, "querier", arguments[0], on)

@@ -285,6 +285,34 @@ def test_every_fault_shows_in_status_and_log_and_is_undone_by_its_opposite(two_s
             two_switches.fault(*words)
 
 
+def test_the_cable_of_a_killed_host_is_gone_and_no_other_is_pulled(two_switches):
+    two_switches.fault("kill", "host3")
+    for verb in ("unplug", "replug"):
+        with pytest.raises(SoftnlbError, match="host3 was killed"):
+            two_switches.fault(verb, "bystander", "host3")
+    assert not two_switches.status()["faults"]["unplugged"]
+    two_switches.fault("start", "host3")
+    wait_for(lambda: not any(two_switches.status()["faults"].values()))
+
+
+def test_the_querier_comes_and_goes_with_the_snooping(two_switches):
+    def asks() -> bool:
+        shown = json.loads(two_switches.output("switch", ["ip", "-d", "-j", "link", "show", "br0"]))
+        return bool(shown[0]["linkinfo"]["info_data"]["mcast_querier"])
+
+    two_switches.fault("snooping", "on")
+    assert asks()
+    two_switches.fault("querier", "off")
+    assert not asks()
+    assert two_switches.status()["faults"]["querier"] == "off"
+    two_switches.fault("snooping", "off")
+    assert not any(two_switches.status()["faults"].values())
+    two_switches.fault("snooping", "on")
+    assert asks()
+    assert "querier" not in two_switches.status()["faults"]
+    two_switches.fault("snooping", "off")
+
+
 def test_a_leaked_cluster_mac_ends_the_flood_and_starves_the_others(two_switches):
     two_switches.fault("leak-mac", "host9")
     counters = FrameCounters(two_switches)

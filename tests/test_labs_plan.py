@@ -4,6 +4,8 @@ import io
 import json
 import struct
 import subprocess
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.console import Console
 from labs.course.lesson import load
 from labs.drawing import lab_map, print_status
 from labs.experiment import print_table
+from labs.faults import FAULTS
 from labs.pcapng import Writer
 from labs.plan import build
 from labs.runs.bulk import interval
@@ -206,12 +209,35 @@ def test_a_table_gives_up_its_lines_before_its_words(monkeypatch, capsys):
     assert max(map(len, told.splitlines())) <= 67
 
 
-def test_a_partition_is_told_in_words(capsys):
+def test_faults_are_told_in_words(capsys):
     sides = [["host1", "host2"], ["host3", "router"]]
     status = {"nodes": [], "switches": [], "hosts": [], "name": "lab", "mode": "unicast"}
-    status |= {"faults": {"partition": sides, "killed": ["host1"]}}
+    status |= {"faults": {"partition": sides, "killed": ["host1"], "unplugged": []}}
     status |= {"cluster_ip_address": "10.1.0.100"}
     print_status(status)
     told = capsys.readouterr().out
     assert "in force: partition host1, host2 | host3, router\n" in told
     assert "in force: killed host1\n" in told
+    assert "unplugged" not in told
+    print_status(status | {"faults": {"unplugged": [], "hidden": "find it"}})
+    assert "in force: a fault that you have to find\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("first", "then"), [("on", "off"), ("off", "on")])
+def test_switches_of_two_kinds_snoop_as_before_when_the_fault_is_undone(first, then):
+    done = []
+    lab: Any = SimpleNamespace(personalities={"br0": "dumb", "br1": "mac"}, querier="br1")
+    lab.switched, lab.switch_ports = {}, done.append
+    assert FAULTS["snooping"](lab, [first]) == f"IGMP snooping is {first}"
+    asks = int(first == "on")
+    assert done[0] == [
+        f"link set br0 type bridge mcast_snooping {asks} mcast_querier 0",
+        f"link set br1 type bridge mcast_snooping {asks} mcast_querier {asks}",
+    ]
+    assert lab.switched == {"snooping": first}
+    assert FAULTS["snooping"](lab, [then]) == "IGMP snooping is as it was"
+    assert done[1] == [
+        "link set br0 type bridge mcast_snooping 0 mcast_querier 0",
+        "link set br1 type bridge mcast_snooping 1 mcast_querier 1",
+    ]
+    assert not lab.switched
