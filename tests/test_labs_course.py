@@ -24,7 +24,8 @@ from xml.etree import ElementTree
 import pytest
 
 from labs.course import lesson as lessons
-from labs.course.checks import CHECKS
+from labs.course.checks import CHECKS, taken_over
+from labs.course.cli import noted
 from labs.course.judging import Facts, judge
 from labs.course.progress import WORDS, note, reason
 from labs.handle import LabHandle
@@ -381,6 +382,56 @@ def test_verbs_before_a_start_and_for_a_lab_that_does_not_exist(student, capsys)
     assert len(json.loads(say(capsys, "list", "--json")[1])["course"]) == 12
 
 
+def at_a_lesson(path: Path, number: int, stage: str, **facts: object) -> None:
+    """Write the file of a student who is at the first step of a lesson."""
+    current = {"lab": number, "seed": 0, "name": "lab", "lang": "en", "step": 0, "hints": 0}
+    current |= {"stage": stage, "supervisor_pid": 1, **facts}
+    path.write_text(json.dumps({"student": "s", "labs": {}, "current": current}))
+
+
+@pytest.mark.parametrize(("verb", "stage"), [("next", "guess"), ("check", "run")])
+def test_who_goes_on_without_the_lab_is_told_how_to_start_it(verb, stage, student, capsys):
+    name = lab_name("gone")
+    at_a_lesson(student, 5, stage, seed=3, name=name)
+    assert run(["lab", verb]) == 3
+    assert f"`softnlb lab start 5 --seed 3 --name {name}` starts it" in capsys.readouterr().err
+    assert not json.loads(student.read_text())["labs"], "no guess and no answer is noted"
+
+
+def test_the_list_shows_what_is_begun_and_done(student, capsys):
+    right = {"verdict": "right"}
+    steps = [step.id for step in lessons.load(2, 0, "lab").steps]
+    labs = {"2": dict.fromkeys(steps, right), "3": {"group": right}, "4": {"none": {"tries": 1}}}
+    labs = {number: {"seed": 0, "steps": steps} for number, steps in labs.items()}
+    student.write_text(json.dumps({"student": "s", "labs": labs, "current": None}))
+    shown = say(capsys, "list", "--lang", "de")[1].splitlines()
+    assert [line[:4] for line in shown[-12:-8]] == ["   1", "*  2", "+  3", "   4"]
+    assert max(map(len, shown)) <= 80
+    counts = [lab["steps"] for lab in json.loads(say(capsys, "list", "--json")[1])["course"]]
+    assert counts == [len(lessons.load(number, 0, "lab").steps) for number in NUMBERS]
+
+
+def test_notes_stand_above_the_commands_where_there_is_no_room_beside_them():
+    commands, notes = ("lab status", "lab fault x"), ("again", "")
+    assert noted(commands, notes, 22) == ["lab status    # again", "lab fault x"]
+    assert noted(commands, notes, 20) == ["# again", "lab status", "lab fault x"]
+
+
+def test_a_take_over_ends_with_what_is_done_next():
+    def events(*words: str):
+        for word in words:
+            what, at_s = word.split("@")
+            kind = {"event": what} if what == "buckets" else {"event": "fault", "fault": what}
+            yield {"at_s": float(at_s), **kind}
+
+    first = ("kill@1", "buckets@2.1", "start@3", "buckets@5")
+    again = taken_over([*events(*first, "kill@10", "buckets@11", "buckets@11.4", "heal@20")])
+    assert (again.ready, again.right) == (True, ["1.4"])
+    assert taken_over([*events(*first)]).right == ["1.1"]
+    for words in (("buckets@1", "mute@2"), (*first, "kill@7"), (*first, "kill@7", "start@8")):
+        assert not taken_over([*events(*words)]).ready
+
+
 def test_a_lab_of_somebody_else_is_left_alone_and_a_lesson_gives_way(student, capsys):
     name = lab_name("mine")
     words = ["--name", name]
@@ -388,6 +439,9 @@ def test_a_lab_of_somebody_else_is_left_alone_and_a_lesson_gives_way(student, ca
         assert say(capsys, "up", "--hosts", "1", "--timers", "fast", *words)[0] == 0
         assert run(["lab", "start", "8", *words]) == 1
         assert name in running_labs()
+        at_a_lesson(student, 1, "guess", step=2, name=name)
+        assert run(["lab", "next"]) == 3, "it is not the lab of the course"
+        assert not any(LabHandle(name).status()["faults"].values())
         LabHandle(name).down()
         assert say(capsys, "start", "8", *words)[0] == 0
         first = LabHandle(name).ask("nodes")["supervisor_pid"]

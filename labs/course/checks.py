@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 from labs.course.judging import Facts
+from labs.events import Event
 from labs.experiment import ask_agent, burst, finish, pause, traffic, wait_until
 from labs.handle import LabHandle
 from labs.load import Traffic
@@ -161,12 +163,18 @@ def members(lab: LabHandle, values: Values) -> Facts:
 
 def takeover(lab: LabHandle, values: Values) -> Facts:
     """Seconds from a host's power-off to the last bucket taken over, by the event log."""
-    events = [json.loads(line) for line in lab.events().splitlines()]
-    killed = [e["at_s"] for e in events if e["event"] == "fault" and e["fault"] == "kill"]
+    return taken_over([json.loads(line) for line in lab.events().splitlines()])
+
+
+def taken_over(events: list[Event]) -> Facts:
+    """From the last power-off to the last bucket taken over before somebody did anything else."""
+    faults = [(e["at_s"], e["fault"]) for e in events if e["event"] == "fault"]
+    killed = [number for number, (_, fault) in enumerate(faults) if fault == "kill"]
     if not killed:
         return Facts(["0"], ready=False)
-    after = [e["at_s"] for e in events if e["event"] == "buckets" and e["at_s"] > killed[-1]]
-    took_s = max(after, default=killed[-1]) - killed[-1]
+    began_s, ended_s = [at_s for at_s, _ in (*faults[killed[-1] :], (math.inf, ""))][:2]
+    after = [e["at_s"] for e in events if e["event"] == "buckets" and began_s < e["at_s"] < ended_s]
+    took_s = max(after, default=began_s) - began_s
     tolerance = max(0.5, took_s / 4)
     seen = {"took_s": f"{took_s:.1f}"}
     return Facts([f"{took_s:.1f}"], tolerance=tolerance, ready=bool(after), seen=seen)

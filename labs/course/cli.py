@@ -1,5 +1,6 @@
 """The verbs of the course: ``softnlb lab list | start | next | hint | check``."""
 
+import math
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from softnlb.cli_show import bold
 if TYPE_CHECKING:
     from labs.course.lesson import Lesson, Step
     from labs.course.progress import Document
+    from labs.handle import LabHandle
 
 GUESS, RUN, PASSED = "guess", "run", "passed"
 
@@ -29,7 +31,7 @@ lang_option = click.option(
 @json_option
 def list_labs(as_json: bool, lang: str | None) -> None:
     """The labs that are running, and those of the course."""
-    from labs.course.lesson import language, titles
+    from labs.course.lesson import language, sizes, titles
     from labs.course.progress import progress_path, read
     from labs.handle import LabHandle
     from labs.state import running_labs
@@ -37,8 +39,14 @@ def list_labs(as_json: bool, lang: str | None) -> None:
     facts = [LabHandle(running).ask("nodes")["spec"] for running in running_labs()]
     at = language(lang)
     done = read(progress_path())["labs"]
-    course = [
-        {"number": number, "title": title[at], "right": _right(done.get(str(number)))}
+    counts = sizes()
+    course: list[dict[str, Any]] = [
+        {
+            "number": number,
+            "title": title[at],
+            "right": _right(done.get(str(number))),
+            "steps": counts[number],
+        }
         for number, title in titles().items()
     ]
     if as_json:
@@ -52,8 +60,8 @@ def list_labs(as_json: bool, lang: str | None) -> None:
         click.echo(HEADS[at]["none"])
     click.echo("\n" + HEADS[at]["course"])
     for each in course:
-        mark = "+" * int(str(each["right"]))
-        click.echo(f"  {each['number']:2}  {each['title']}  {mark}".rstrip())
+        mark = "*" if each["right"] == each["steps"] else "+" if each["right"] else " "
+        click.echo(f"{mark} {each['number']:2}  {each['title']}")
 
 
 def _right(lab: "Document | None") -> int:
@@ -125,7 +133,6 @@ def start(as_json: bool, number: int, seed: int, name: str, lang: str | None) ->
 def next_step(as_json: bool, guess: str | None, skip: bool, lang: str | None) -> None:
     """Go on: make a guess and see what to run, or take the next step."""
     from labs.course.progress import entry
-    from labs.handle import LabHandle
     from softnlb.errors import UsageError
 
     with _Desk(lang) as desk:
@@ -135,8 +142,8 @@ def next_step(as_json: bool, guess: str | None, skip: bool, lang: str | None) ->
             letters = "abcdefgh"[: len(step.texts["en"]["choices"])]
             if guess is not None and guess.lower() not in list(letters):
                 raise UsageError(f"{guess}: expected one of {' '.join(letters)}")
+            lab = desk.lab()
             entry(desk.document, lesson.number, lesson.seed, step.id)["guess"] = guess
-            lab = LabHandle(current["name"])
             for fault in step.broken:
                 lab.break_secretly(*fault.split())
             current["stage"] = RUN
@@ -208,14 +215,13 @@ def check(
             raise UsageError(heads["say"].format(letters=letters))
         from labs.course.checks import look
         from labs.course.progress import note, reason
-        from labs.handle import LabHandle
         from softnlb.progress import step as tell
         from softnlb.progress import steps
 
-        given = " ".join(answer) or None
+        given, lab = " ".join(answer) or None, desk.lab()
         with steps(quiet=as_json):
             tell(heads["look"])
-            facts = look(LabHandle(current["name"]), step.check, {**lesson.values, **step.facts})
+            facts = look(lab, step.check, {**lesson.values, **step.facts})
         verdict = note(desk.document, lesson, step, given, facts)
         right = verdict == "right"
         if right:
@@ -270,6 +276,23 @@ class _Desk:
             raise SoftnlbError(_way_on(self.lesson, self.current))
         self.step = self.lesson.steps[self.current["step"]]
 
+    def lab(self) -> "LabHandle":
+        """The lab that `lab start` started, and not another one of that name."""
+        from labs.handle import LabHandle
+        from labs.state import running_labs
+        from softnlb.errors import NotRunningError
+
+        name, number, seed = (self.current[key] for key in ("name", "lab", "seed"))
+        if name in running_labs():
+            lab = LabHandle(name)
+            if lab.ask("nodes")["supervisor_pid"] == self.current["supervisor_pid"]:
+                return lab
+        options = f" --seed {seed}" * bool(seed) + f" --name {name}" * (name != "lab")
+        command = f"softnlb lab start {number}{options}"
+        raise NotRunningError(
+            HEADS[self.current["lang"]]["gone"].format(lab=number, command=command)
+        )
+
     def __enter__(self) -> "_Desk":
         """Itself."""
         return self
@@ -293,7 +316,7 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
     text = step.texts[at]
     if as_json:
         shown = {key: text[key] for key in ("predict", "choices", "observe")}
-        run = _noted(step.run, text.get("notes", ())) if current["stage"] != GUESS else []
+        run = noted(step.run, text.get("notes", ())) if current["stage"] != GUESS else []
         print_json({"lab": lesson.number, "step": step.id, **shown, "run": run, **current})
         return
     numbers = {"lab": lesson.number, "step": current["step"] + 1, "steps": len(lesson.steps)}
@@ -306,16 +329,20 @@ def _show(lesson: "Lesson", current: "Document", as_json: bool) -> None:
         click.echo("\n" + heads["say"].format(letters="|".join(letters)))
         return
     click.echo(bold("\n" + heads["run"]))
-    for line in _noted(step.run, text.get("notes", ())):
+    for line in noted(step.run, text.get("notes", ()), _columns() - 2):
         click.echo(f"  {line}")
     _part(heads["observe"], text["observe"])
     click.echo("\n" + heads["answer"])
 
 
-def _noted(commands: tuple[str, ...], notes: Sequence[str]) -> list[str]:
-    """Commands with their notes behind them, one below the other."""
+def noted(commands: tuple[str, ...], notes: Sequence[str], columns: float = math.inf) -> list[str]:
+    """Commands with their notes behind them, one below the other; above them if one is too long."""
     rows = list(zip_longest(commands, notes, fillvalue=""))
     width = max((len(command) for command, note in rows if note), default=0)
+    longest = max((len(note) for _, note in rows), default=0)
+    if width + len("    # ") + longest > columns:
+        pairs = ((f"# {note}" if note else "", command) for command, note in rows)
+        return [line for pair in pairs for line in pair if line]
     return [f"{command:{width}}    # {note}" if note else command for command, note in rows]
 
 
@@ -324,11 +351,14 @@ def _part(head: str, text: str) -> None:
     click.echo(_wrapped(text))
 
 
+def _columns() -> int:
+    return min(88, shutil.get_terminal_size((88, 24)).columns)
+
+
 def _wrapped(text: str, mark: str = "") -> str:
     """Paragraphs as wide as the terminal, 88 columns at most; ``mark`` hangs before the first."""
-    columns = min(88, shutil.get_terminal_size((88, 24)).columns)
     return "\n\n".join(
-        click.wrap_text(part, columns, initial_indent=mark, subsequent_indent=" " * len(mark))
+        click.wrap_text(part, _columns(), initial_indent=mark, subsequent_indent=" " * len(mark))
         for part in text.strip().split("\n\n")
     )
 

@@ -29,9 +29,10 @@ HEADS = {
         "hints": "There is no further hint.",
         "pending": "This step waits for its answer: softnlb lab check ANSWER "
         "(--skip leaves it out)",
-        "course": "The course, softnlb lab start NUMBER:",
+        "course": "The course, softnlb lab start NUMBER (+ begun, * done):",
         "none": "no lab is running",
         "starts": "the lab starts",
+        "gone": "lab {lab} of the course is not running any more: `{command}` starts it anew",
         "look": "measuring in the lab",
     },
     "de": {
@@ -52,9 +53,10 @@ HEADS = {
         "hints": "Mehr Tipps gibt es nicht.",
         "pending": "Der Schritt wartet auf seine Antwort: softnlb lab check ANTWORT "
         "(--skip lässt ihn aus)",
-        "course": "Der Kurs, softnlb lab start NUMMER:",
+        "course": "Der Kurs, softnlb lab start NUMMER (+ begonnen, * geschafft):",
         "none": "es läuft kein Lab",
         "starts": "das Lab startet",
+        "gone": "Lab {lab} des Kurses läuft nicht mehr: `{command}` startet es neu",
         "look": "im Lab wird gemessen",
     },
 }

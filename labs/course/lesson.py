@@ -76,6 +76,11 @@ def titles() -> dict[int, dict[str, str]]:
     return {n: {at: texts[at]["title"] for at in LANGUAGES} for n, texts in courses.items()}
 
 
+def sizes() -> dict[int, int]:
+    """How many steps each lesson has."""
+    return {n: (FOLDER / f"{n:02}.toml").read_text().count("\n[[step]]\n") for n in numbers()}
+
+
 def load(number: int, seed: int, name: str) -> Lesson:
     """Lesson ``number`` as the student with ``seed`` gets it, in a lab called ``name``.
 
