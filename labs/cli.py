@@ -101,7 +101,8 @@ def up(
     """Start a lab and wait for convergence.
 
     FILE is a lab of your own in TOML (`softnlb lab init` writes one), or an exported topology
-    (NAME.clab.yml); without it the usual lab starts, as the options want it.
+    (NAME.clab.yml); without it the usual lab starts, as the options want it.  Of several cluster
+    IP addresses experiments, event log and captures follow the first.
     """
     from labs.topology import LabSpec
     from labs.up import start_lab

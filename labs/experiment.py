@@ -141,6 +141,12 @@ def either_family(body: Command) -> Command:
     )(body)
 
 
+def ipv6_chosen() -> bool:
+    """Whether the user of this experiment gave --ipv6."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(IPV6))
+
+
 @contextmanager
 def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
     """The running lab called ``name``, or a fresh one as ``spec`` says that ends afterwards."""
@@ -149,10 +155,8 @@ def lab_for(name: str | None, spec: LabSpec) -> Iterator[LabHandle]:
         yield LabHandle(name)
         hush()
         return
-    context = click.get_current_context(silent=True)
-    ipv6 = bool(context and context.meta.get(IPV6))
     step(f"a lab starts: {spec.hosts} hosts, {spec.mode}, {spec.timers} timers")
-    start_lab(replace(spec, ipv6=spec.ipv6 or ipv6))
+    start_lab(replace(spec, ipv6=spec.ipv6 or ipv6_chosen()))
     lab = LabHandle(spec.name)
     step("it is converged; at work")
     try:

@@ -167,11 +167,6 @@ class LabSpec:
         return None
 
 
-def dedicated_ip_address(host_id: int) -> IPv4Address:
-    """10.1.0.1 for host 1, and so on, in the usual lab."""
-    return CLUSTER_NETWORK[host_id]
-
-
 def end_point(address: str, port: int) -> str:
     """10.1.0.100:80 or [2001:db8:1::100]:80."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

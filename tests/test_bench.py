@@ -61,6 +61,8 @@ def test_a_program_costs_more_than_an_empty_one(document: dict[str, Any]) -> Non
     assert {(row["what"], row["plane"]) for row in found} == {
         (kind, plane) for kind in kinds for plane in ("ebpf tc", "ebpf xdp")
     }
+    six = {kind for kind in kinds if kind.endswith(", IPv6")}
+    assert six == {f"{kind}, IPv6" for kind in kinds - six}, "the same kinds in either family"
     for row in found:
         assert len(row["samples"]) == 5
         assert row["value"] == min(row["samples"])

@@ -9,6 +9,7 @@ import pytest
 from labs.experiment import await_converged, burst
 from labs.load import Traffic
 from labs.runs import capture
+from labs.topology import CLUSTER_IP_ADDRESS
 from modes.plan import Mode
 from softnlb.capture_file import read_capture
 from softnlb.cli import run
@@ -93,7 +94,7 @@ def test_the_comments_name_the_host_that_answered(captured):
 
 def test_every_packet_of_the_cluster_has_a_comment(captured):
     path, _ = captured
-    judged = capture.judge(path)
+    judged = capture.judge(path, CLUSTER_IP_ADDRESS)
     assert judged["cluster_packets"] > REQUESTS * 30
     assert judged["without_comment"] == 0
 

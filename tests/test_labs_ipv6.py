@@ -3,13 +3,17 @@
 import json
 import socket
 
+import click
 import pytest
 from scapy.layers.inet import TCP
 from scapy.layers.inet6 import ICMPv6ND_NS, IPv6, IPv6ExtHdrRouting
 from scapy.layers.l2 import Ether
 
+from labs import experiment
+from labs.cli import Runs
 from labs.commentary import Commentator
-from labs.runs import connections, flooding
+from labs.runs import bulk, capture, connections, flooding, forwarding, many, scale, timing
+from labs.up import start_lab
 from modes.mac import group, group_mac
 from modes.plan import Mode
 from softnlb.config import load
@@ -51,6 +55,71 @@ def test_frames_reach_the_members_of_the_group_and_nobody_else(lab6):
     assert not result["cluster_mac_learned"]
     joined = [json.loads(line) for line in lab6.events().splitlines() if b'"mdb"' in line]
     assert {entry["port"] for entry in joined if entry["group"] == str(group(vip))} == ports
+
+
+def test_one_datagram_to_a_dedicated_ip_address_stays_one_frame(lab6):
+    assert forwarding.measure(lab6)["frames"] == 1
+
+
+def test_open_connections_cost_the_data_plane_no_memory(lab6):
+    result = many.measure(lab6, count=200, rounds=1)
+    assert result["connections"] == 200
+    assert result["with"]["maps_kib"] == result["without"]["maps_kib"]
+
+
+def test_every_packet_in_a_capture_has_a_comment(lab6, tmp_path):
+    result = capture.measure(lab6, 4000, 8000.0, tmp_path / "lab.pcapng")
+    assert (result["frames"], result["lost"]) == (4000, 0)
+    assert result["opens_in_tshark"]
+    assert 3000 < result["cluster_packets"] <= 4000
+    assert result["without_comment"] == 0
+
+
+def test_every_experiment_but_the_comparison_takes_ipv6():
+    runs = Runs()
+    context = click.Context(runs)
+    names = runs.list_commands(context)
+    without = [
+        name
+        for name in names
+        if not any(
+            "--ipv6" in parameter.opts for parameter in runs.get_command(context, name).params
+        )
+    ]
+    assert without == ["compare"], "docs/comparison.md says why"
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What labs experiments have started."""
+    specs = []
+    monkeypatch.setattr(experiment, "start_lab", lambda spec: start_lab(specs.append(spec) or spec))
+    return specs
+
+
+def test_bulk_is_measured_in_labs_of_ipv6(started):
+    with bulk.command.make_context("bulk", ["--ipv6"]):
+        result = bulk.measure(2, 0.1, "nfqueue")
+    assert [spec.ipv6 for spec in started] == [True, True]
+    assert min(result["filter_gbit_s"] + result["no_filter_gbit_s"]) > 0.05
+
+
+def test_scale_counts_what_ports_and_filters_do(started):
+    with scale.command.make_context("scale", ["--ipv6"]):
+        row = scale.measure(2, Mode.IGMP, per_host=10)
+    assert [spec.ipv6 for spec in started] == [True]
+    assert (row["requests"], row["answered"]) == (20, 20)
+    assert row["client_frames"] >= 20 * 4, "SYN, ACK, request, FIN"
+    assert row["frames_per_port_min"] == row["frames_per_port_max"] == row["client_frames"]
+    assert row["bystander_frames"] == 0
+
+
+def test_timing_starts_a_lab_of_ipv6(monkeypatch):
+    commands = []
+    monkeypatch.setattr(timing, "_timed", lambda *words: commands.append(words) or 1.0)
+    with timing.command.make_context("timing", ["--ipv6"]):
+        timing.measure((4,))
+    assert [(words[0], "--ipv6" in words) for words in commands] == [("up", True), ("down", False)]
 
 
 def test_a_dead_hosts_clients_are_reset_and_no_other_connection_breaks(lab6):

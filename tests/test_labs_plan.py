@@ -20,7 +20,7 @@ from labs.runs.bulk import interval
 from labs.snooping import group_mac, memberships
 from labs.snooping import ruleset as snooping_ruleset
 from labs.switch import PortFaults, bridge_lines, fault_ruleset, trunk_lines
-from labs.topology import CLIENT_POOL, LabSpec, dedicated_ip_address
+from labs.topology import CLIENT_POOL, LabSpec
 from modes.plan import Mode
 from softnlb.errors import UsageError
 from tests.netns import Namespace, wait_for
@@ -70,7 +70,7 @@ def test_the_configuration_of_a_host_is_valid(tmp_path):
     assert config.host_id == 3
     assert config.mode == Mode.IGMP
     assert (config.alive_message_period_ms, config.alive_message_tolerance) == (100, 5)
-    assert config.dedicated_ip_address.ip == dedicated_ip_address(3)
+    assert str(config.dedicated_ip_address) == "10.1.0.3/24"
 
 
 def test_fault_rules_say_what_is_in_force_and_nothing_else():

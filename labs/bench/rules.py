@@ -10,13 +10,12 @@ from typing import Any
 
 from convergence.rules import BUCKETS, DEFAULT_RULE, Affinity, PortRule, Protocol
 from labs.bench.cost import (
-    CLIENT,
     CLUSTER_MAC,
     FIRST_PORT,
+    IPV4,
     MAC,
     PLANES,
     REPEAT,
-    VIPS,
     expect,
     tcp,
     udp,
@@ -24,11 +23,19 @@ from labs.bench.cost import (
 from labs.bench.filters import LEASE_MS
 from softnlb import libbpf
 from softnlb.ebpf_program import Program
-from softnlb.filter import FilterRule, FilterTable, Reason, hash_key, hash_of
+from softnlb.filter import (
+    FilterRule,
+    FilterTable,
+    Reason,
+    default_hash_seed,
+    hash_key,
+    hash_of,
+)
 from softnlb.packet import SYN
 from softnlb.verdicts import now_ms
 
 RUNS, RULES, HOSTS = 21, 32, 32
+SEED = default_hash_seed(IPV4.vips[0])
 
 
 def rules_costs() -> list[dict[str, Any]]:
@@ -84,9 +91,9 @@ def _table(ports: tuple[int, ...]) -> FilterTable:
     return FilterTable(
         "eth0",
         CLUSTER_MAC,
-        VIPS,
-        VIPS,
-        int(VIPS[0]),
+        IPV4.vips,
+        IPV4.vips,
+        SEED,
         tuple(FilterRule(rule, mine) for rule in (*rules, DEFAULT_RULE)),
         valid_until_ms=now_ms() + LEASE_MS,
     )
@@ -95,7 +102,7 @@ def _table(ports: tuple[int, ...]) -> FilterTable:
 def _client_port(mine: bool) -> int:
     """A port of the client whose bucket is this host's, or another's."""
     for port in range(50_000, 60_000):
-        key = hash_key(Affinity.NONE, CLIENT.packed, port)
-        if (hash_of(key, int(VIPS[0])) % BUCKETS % HOSTS == 0) == mine:
+        key = hash_key(Affinity.NONE, IPV4.client.packed, port)
+        if (hash_of(key, SEED) % BUCKETS % HOSTS == 0) == mine:
             return port
     raise AssertionError("ten thousand ports in the same bucket")

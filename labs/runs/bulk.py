@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
-from labs.experiment import lab_for, options, own_name, print_table
+from labs.experiment import either_family, lab_for, options, own_name, print_table
 from labs.handle import Channel, LabHandle
-from labs.load import SERVER
-from labs.topology import CLUSTER_IP_ADDRESS, CLUSTER_NETWORK, LabSpec
+from labs.topology import SERVICE_PORT, LabSpec
 from softnlb.cli_common import print_json
 from softnlb.errors import UsageError
 
@@ -27,9 +26,9 @@ ratio is what the filter costs; the interval says how sure that is.  Per CPU tim
 service, with what the kernel does on their account, other work on the machine disturbs less."""
 
 
-def upload(seconds: float) -> float:
+def upload(address: str, seconds: float) -> float:
     """Bytes per second that one connection to the cluster carries.  Runs inside client1."""
-    with socket.create_connection(SERVER, timeout=10.0) as connection:
+    with socket.create_connection((address, SERVICE_PORT), timeout=10.0) as connection:
         connection.sendall(b"GET /sink HTTP/1.1\r\n\r\n")
         connection.recv(4096)
         sent, began = 0, time.monotonic()
@@ -51,9 +50,11 @@ def _upload_in(lab: LabHandle, seconds: float) -> tuple[float, float]:
     """Bytes per second, and per second of CPU time that client and service used, with what the
     kernel did on their account: other work on the machine disturbs that less."""
 
+    address = str(lab.spec().cluster_ip_address)
+
     def body(_: Channel) -> tuple[float, float]:
         used = time.process_time()
-        return upload(seconds), time.process_time() - used
+        return upload(address, seconds), time.process_time() - used
 
     before = lab.run("host1", lambda _: _cpu_s())
     rate, of_client = lab.run("client1", body)
@@ -84,8 +85,8 @@ def measure(pairs: int, seconds: float, data_plane: str) -> dict[str, Any]:
         name=own_name("bulk-filter"), hosts=1, timers="fast", data_plane=data_plane, record=False
     )
     bare = LabSpec(name=own_name("bulk-bare"), hosts=1, agents=False, record=False)
-    address = f"{CLUSTER_IP_ADDRESS}/{CLUSTER_NETWORK.prefixlen}"
     with lab_for(None, filtered) as one, lab_for(None, bare) as other:
+        address = other.spec().complete_document()["cluster"]["ip_address"]
         other.output("host1", ["ip", "address", "add", address, "dev", "eth0"])
         _flood_as_a_cluster(other)
         for lab in (one, other):
@@ -116,6 +117,7 @@ def _ratio(prefix: str, ratios: list[float]) -> dict[str, Any]:
 
 
 @click.command(help=__doc__)
+@either_family
 @click.option("--pairs", default=PAIRS, show_default=True, help="At least 7.")
 @click.option("--seconds", default=SECONDS, show_default=True, help="Length of each upload.")
 @click.option("--data-plane", default="nfqueue", show_default=True)

@@ -11,9 +11,17 @@ from typing import Any
 
 import click
 
-from labs.experiment import lab_for, options, own_name, print_table, wait_until
+from convergence.rules import IPAddress
+from labs.experiment import (
+    either_family,
+    lab_for,
+    options,
+    own_name,
+    print_table,
+    wait_until,
+)
 from labs.handle import Channel, LabHandle
-from labs.topology import CLIENT_ADDRESS, CLUSTER_IP_ADDRESS, LabSpec
+from labs.topology import LabSpec
 from softnlb.cli_common import print_json
 from softnlb.errors import SoftnlbError
 
@@ -21,37 +29,33 @@ FRAMES, RATE = 100_000, 20_000
 FLOWS = 500
 PORT = 9
 PAYLOAD = bytes(64)
-CLUSTER_PACKETS = " or ".join(
-    (
-        f"ip.addr == {CLUSTER_IP_ADDRESS}",
-        f"arp.src.proto_ipv4 == {CLUSTER_IP_ADDRESS}",
-        f"arp.dst.proto_ipv4 == {CLUSTER_IP_ADDRESS}",
-        "igmp",
-        "eth.type == 0x886f",
-    )
-)
+CLUSTER_PACKETS = {
+    4: "ip.addr == {0} or arp.src.proto_ipv4 == {0} or arp.dst.proto_ipv4 == {0} or igmp",
+    6: "ipv6.addr == {0} or icmpv6.nd.ns.target_address == {0}"
+    " or icmpv6.nd.na.target_address == {0} or icmpv6.type in {{130..132, 143}}",
+}
+"""By IP version, beside the heartbeats: what tshark calls packets of the address and its group."""
 
 LESSON = """\
 The comments are made while capturing, from the heartbeats and answers in the same capture: which
 bucket a client hashes to, which host has it, and what each of the others does with its copy."""
 
 
-def datagrams(count: int, rate: float) -> Any:
+def datagrams(address: IPAddress, count: int, rate: float) -> Any:
     """Body of a task: ``count`` datagrams to the cluster from many ports, ``rate`` per second."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    server = (str(address), PORT)
 
     def body(channel: Channel) -> dict[str, float]:
-        sockets = []
-        for _ in range(FLOWS):
-            sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            sender.bind((str(CLIENT_ADDRESS), 0))
-            sockets.append(sender)
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        sockets = [socket.socket(family, kind) for _ in range(FLOWS)]
         channel.send({"ready": True})
         began_s = time.monotonic()
         for number in range(count):
             ahead_s = began_s + number / rate - time.monotonic()
             if ahead_s > 0.002:
                 time.sleep(ahead_s)
-            sockets[number % FLOWS].sendto(PAYLOAD, (str(CLUSTER_IP_ADDRESS), PORT))
+            sockets[number % FLOWS].sendto(PAYLOAD, server)
         return {"took_s": time.monotonic() - began_s}
 
     return body
@@ -59,6 +63,7 @@ def datagrams(count: int, rate: float) -> Any:
 
 def measure(lab: LabHandle, frames: int, rate: float, path: Path) -> dict[str, Any]:
     """Capture ``frames`` at all ports while about ``rate`` of them come per second."""
+    address = lab.spec().cluster_ip_address
     ports = len([node for node in lab.ask("nodes")["nodes"] if node["port"]])
     command = [sys.executable, "-m", "labs.cli", "capture", "--name", lab.name, "-w", str(path)]
     with subprocess.Popen(
@@ -68,7 +73,8 @@ def measure(lab: LabHandle, frames: int, rate: float, path: Path) -> dict[str, A
         capture.stderr.readline()
         began_s = time.monotonic()
         # Each datagram passes every port once: in at the router's, out at all the others.
-        with lab.start("client1", datagrams(2 * frames // ports, rate / ports)) as task:
+        sending = datagrams(address, 2 * frames // ports, rate / ports)
+        with lab.start("client1", sending) as task:
             task.expect()
             wait_until(lambda: capture.poll() is not None, 4 * frames / rate + 10, "the capture")
         took_s = time.monotonic() - began_s
@@ -81,16 +87,17 @@ def measure(lab: LabHandle, frames: int, rate: float, path: Path) -> dict[str, A
         "frames_per_s": round(frames / took_s),
         "lost": lost,
         "file_bytes": path.stat().st_size,
-        **judge(path),
+        **judge(path, address),
     }
 
 
-def judge(path: Path) -> dict[str, Any]:
-    """What tshark says of the file; None where it is not installed."""
+def judge(path: Path, address: IPAddress) -> dict[str, Any]:
+    """What tshark says of the file of that cluster; None where it is not installed."""
     if shutil.which("tshark") is None:
         return {"opens_in_tshark": None, "cluster_packets": None, "without_comment": None}
     counts = []
-    for condition in (CLUSTER_PACKETS, f"({CLUSTER_PACKETS}) and not frame.comment"):
+    packets = f"eth.type == 0x886f or {CLUSTER_PACKETS[address.version].format(address)}"
+    for condition in (packets, f"({packets}) and not frame.comment"):
         command = ["tshark", "-r", str(path), "-Y", condition, "-T", "fields", "-e", "frame.number"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         counts.append(len(done.stdout.split()) if done.returncode == 0 else -1)
@@ -112,6 +119,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 @click.command(help=__doc__)
+@either_family
 @click.option("--frames", default=FRAMES, show_default=True)
 @click.option("--rate", default=RATE, show_default=True, help="Frames per second, all ports.")
 @options

@@ -14,15 +14,15 @@ import click
 from labs.experiment import (
     Experiment,
     await_converged,
+    either_family,
     host_ids,
     in_a_lab,
     pause,
     print_table,
 )
 from labs.handle import Channel, LabHandle
-from labs.load import SERVER
 from labs.namespaces import die_with_parent
-from labs.topology import CLIENT_POOL, DATA_PLANES, LabSpec
+from labs.topology import CLIENT_POOL, DATA_PLANES, SERVICE_PORT, IPNetwork, LabSpec
 from softnlb.control import call, find_hosts
 
 CONNECTIONS = 60_000
@@ -37,7 +37,7 @@ The data plane has no table of connections that could grow: it asks the kernel's
 agent looks through these only when a scan can prove something, in a thread of its own."""
 
 
-def _hold(channel: Channel, count: int) -> int:
+def _hold(channel: Channel, count: int, server: str, pool: IPNetwork) -> int:
     """Open connections until ``count`` are answered, and keep them until told to stop: in several
     processes, because one may not have so many open files."""
     told, tell = os.pipe()
@@ -45,7 +45,7 @@ def _hold(channel: Channel, count: int) -> int:
     for number, part in enumerate(parts):
         if os.fork() == 0:
             die_with_parent()
-            held = _open(part, number * PER_PROCESS)
+            held = _open(part, number * PER_PROCESS, server, pool)
             os.write(tell, b"1")
             pause(HOLD_AT_MOST_S)
             os._exit(len(held) == 0)
@@ -56,15 +56,16 @@ def _hold(channel: Channel, count: int) -> int:
     return count
 
 
-def _open(count: int, first: int) -> list[socket.socket]:
+def _open(count: int, first: int, server: str, pool: IPNetwork) -> list[socket.socket]:
     from labs.service import raise_open_files_limit
 
     raise_open_files_limit()
     held: list[socket.socket] = []
-    pool = CLIENT_POOL.num_addresses - 2
+    clients = pool.num_addresses - 2
     while len(held) < count:
         more = range(min(TOGETHER, count - len(held)))
-        batch = [_begun(str(CLIENT_POOL[1 + (first + len(held) + n) % pool])) for n in more]
+        addresses = [str(pool[1 + (first + len(held) + n) % clients]) for n in more]
+        batch = [_begun(address, server) for address in addresses]
         for made in batch:
             if _answered(made):
                 held.append(made)
@@ -73,12 +74,13 @@ def _open(count: int, first: int) -> list[socket.socket]:
     return held
 
 
-def _begun(address: str) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def _begun(address: str, server: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     made.bind((address, 0))
     made.setblocking(False)
-    made.connect_ex(SERVER)
+    made.connect_ex((server, SERVICE_PORT))
     return made
 
 
@@ -144,9 +146,11 @@ def measure(lab: LabHandle, count: int = CONNECTIONS, rounds: int = ROUNDS) -> d
     """Without a connection, and with ``count``."""
     everybody = host_ids(lab.status(), "converged")
     without = _cost(lab, everybody, rounds)
+    server = str(lab.spec().cluster_ip_address)
+    pool = lab.spec().client_pool("client1") or CLIENT_POOL
     with ExitStack() as open_things:
         clients = open_things.enter_context(
-            lab.start("client1", lambda channel: _hold(channel, count))
+            lab.start("client1", lambda channel: _hold(channel, count, server, pool))
         )
         opened: int = clients.expect()["held"]
         many = _cost(lab, everybody, rounds)
@@ -167,6 +171,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 @in_a_lab
+@either_family
 @click.option("--count", default=CONNECTIONS, show_default=True, help="Connections.")
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), default="ebpf", show_default=True)
 def command(count: int, data_plane: str) -> Experiment[Any]:

@@ -11,6 +11,7 @@ from labs.experiment import (
     burst,
     busy_ns,
     children,
+    either_family,
     lab_for,
     options,
     own_name,
@@ -154,6 +155,7 @@ def _sizes(_: click.Context, __: click.Parameter, text: str) -> tuple[int, ...]:
 
 
 @click.command(help=__doc__)
+@either_family
 @click.option(
     "--hosts", "sizes", default=",".join(map(str, SIZES)), show_default=True, callback=_sizes
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from labs.experiment import options, own_name, print_table
+from labs.experiment import either_family, ipv6_chosen, options, own_name, print_table
 from softnlb.cli_common import print_json
 from softnlb.errors import SoftnlbError, UsageError
 
@@ -29,9 +29,11 @@ def _timed(*words: str) -> float:
 def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
     """Up with fast timers and down again, per size."""
     results = []
+    family = ["--ipv6"] if ipv6_chosen() else []
     for hosts in sizes:
         name = own_name(f"timing-{hosts}")
-        up_s = _timed("up", "--hosts", str(hosts), "--timers", "fast", "--name", name, "--json")
+        choices = ["--hosts", str(hosts), "--timers", "fast", *family]
+        up_s = _timed("up", *choices, "--name", name, "--json")
         down_s = _timed("down", "--name", name)
         results.append(
             {
@@ -46,6 +48,7 @@ def measure(sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
 
 
 @click.command(help=__doc__)
+@either_family
 @options
 def command(name: str | None, as_json: bool) -> None:
     """Entry point of ``softnlb lab run timing``."""
