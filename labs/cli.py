@@ -106,6 +106,7 @@ def up(
     """
     from labs.topology import LabSpec
     from labs.up import start_lab
+    from softnlb.progress import hush, steps, waiting
 
     if file is not None:
         spec = _own_lab(context, file, name)
@@ -122,9 +123,11 @@ def up(
         nonlocal total
         total += ms
         if not as_json:
+            hush()
             click.echo(f"  {ms:6d} ms  {text}", err=True)
 
-    status = start_lab(spec, stage)
+    with steps(quiet=as_json):
+        status = start_lab(spec, stage, waiting)
     if as_json:
         print_json(status | {"up_ms": total})
         return

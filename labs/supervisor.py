@@ -43,10 +43,11 @@ class Report:
         self._last = time.monotonic()
         self._first = self._last
 
-    def stage(self, text: str) -> None:
-        """A step was finished."""
+    def stage(self, text: str, begins: str = "") -> None:
+        """A step was finished; ``begins``: a long one that begins now."""
         now = time.monotonic()
-        self._send({"stage": text, "ms": round((now - self._last) * 1000)})
+        ms = round((now - self._last) * 1000)
+        self._send({"stage": text, "ms": ms, "begins": begins})
         self._last = now
 
     def ready(self, result: dict[str, Any]) -> None:
@@ -103,7 +104,8 @@ def _supervise(spec: LabSpec, path: Path, report: Report) -> int:
         if spec.agents:
             _import_agent()
         lab.build_network()
-        report.stage(f"{len(lab.nodes)} nodes, their cables and a {spec.switch} switch")
+        switches = ", ".join(f"a {kind} switch" for kind in lab.personalities.values())
+        report.stage(f"{len(lab.nodes)} nodes, their cables, {switches}")
         lab.start_services(lab.hosts())
         report.stage(f"HTTP service on {spec.hosts} hosts")
         if spec.agents:
@@ -147,7 +149,7 @@ def _import_agent() -> None:
 
 def _start_agents(lab: Lab, server: ControlServer, report: Report) -> None:
     lab.start_agents(lab.hosts())
-    report.stage(f"{lab.spec.hosts} agents")
+    report.stage(f"{lab.spec.hosts} agents", begins="the hosts listen and agree")
 
     def abandoned() -> bool:
         server.handle()  # so that `lab status` and `lab down` work meanwhile

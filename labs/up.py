@@ -13,11 +13,15 @@ from labs.topology import LabSpec
 from softnlb.errors import MachineError, NotRunningError, SoftnlbError, UsageError
 
 
-def start_lab(spec: LabSpec, stage: Callable[[str, int], None] = lambda text, ms: None) -> Any:
+def start_lab(
+    spec: LabSpec,
+    stage: Callable[[str, int], None] = lambda text, ms: None,
+    begins: Callable[[str], None] = lambda text: None,
+) -> Any:
     """Start a lab and return its status once all hosts are converged.
 
-    ``stage`` is told each finished step and its milliseconds.  Raises SoftnlbError with the
-    supervisor's sentence and exit status; nothing is left then.
+    ``stage`` is told each finished step and its milliseconds, ``begins`` a long one that begins.
+    Raises SoftnlbError with the supervisor's sentence and exit status; nothing is left then.
     """
     if spec.name in running_labs():
         raise SoftnlbError(
@@ -43,6 +47,8 @@ def start_lab(spec: LabSpec, stage: Callable[[str, int], None] = lambda text, ms
             message = json.loads(line)
             if "stage" in message:
                 stage(message["stage"], message["ms"])
+                if message["begins"]:
+                    begins(message["begins"])
             elif "ready" in message:
                 return message["ready"]
             else:

@@ -96,6 +96,9 @@ def run(args: list[str]) -> int:
         sys.stdout.flush()
     except click.Abort:
         return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "softnlb"
         sentence = f"{error.format_message()} See: {command} --help"

@@ -146,25 +146,28 @@ class _Steps:
     def __init__(self) -> None:
         self._began_s = time.monotonic()
         self._at_hand = ""
+        self._passing = False
         self._moving = _may_move()
         if self._moving:
             # A signal and no thread: whoever works here forks.
             self._before = signal.signal(signal.SIGALRM, lambda *_: self._draw())
 
-    def step(self, text: str) -> None:
+    def step(self, text: str, passing: bool = False) -> None:
         if not self._moving:
-            click.echo(self._line(text), err=True)
+            if not passing:
+                click.echo(self._line(text), err=True)
             return
         self.hush()
-        self._at_hand = text
+        self._at_hand, self._passing = text, passing
         self._draw()
         signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
 
     def hush(self) -> None:
-        """The step at hand is over: its line stays as it is."""
+        """The step at hand is over: its line stays as it is, or goes."""
         if self._at_hand:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-            self._draw("\n")
+            gone = f"\r{' ' * len(self._line(self._at_hand))}\r"
+            self._draw(gone if self._passing else "\n")
             self._at_hand = ""
 
     def close(self) -> None:
@@ -200,6 +203,12 @@ def step(text: str) -> None:
     """What is being done from now on."""
     if _steps is not None:
         _steps.step(text)
+
+
+def waiting(text: str) -> None:
+    """As ``step``, for a line that goes when it is over: what ended then says so itself."""
+    if _steps is not None:
+        _steps.step(text, passing=True)
 
 
 def hush() -> None:

@@ -442,6 +442,14 @@ def test_version():
     assert done.stdout == f"softnlb {__version__}\n"
 
 
+def test_a_group_without_a_verb_shows_its_help_and_nothing_else(capsys):
+    for words in ([], ["lab"], ["lab", "run"]):
+        assert run(words) == 2
+        told = capsys.readouterr().err
+        assert run([*words, "--help"]) == 0
+        assert told == capsys.readouterr().out
+
+
 def test_starting_up_imports_nothing_heavy():
     program = (
         "import sys; from softnlb.cli import run; run(['--help']); run(['query']);"
@@ -495,6 +503,7 @@ def test_steps_are_plain_lines_off_a_terminal_and_silent_outside(capsys):
         progress.step("one thing")
         progress.hush()
         progress.step("another")
+        progress.waiting("for what will say so itself")
     with progress.steps(quiet=True):
         progress.step("hidden")
     lines = capsys.readouterr().err.splitlines()
@@ -511,6 +520,9 @@ with progress.steps():
     if signal.getsignal(signal.SIGALRM) is not signal.SIG_DFL:
         signal.raise_signal(signal.SIGALRM)
     progress.step("more")
+    progress.waiting("for it")
+    progress.hush()
+    progress.step("last")
 """
     for variable, moving in (("X", True), ("NO_COLOR", False)):
         main, other = os.openpty()
@@ -523,3 +535,6 @@ with progress.steps():
         os.close(main)
         assert (b"\r    " in shown) is moving
         assert shown.count(b"at work") == (3 if moving else 1)
+        assert (b"for it" in shown) is moving
+        lines = [line.split(b"\r")[-1] for line in shown.replace(b"\r\n", b"\n").split(b"\n")]
+        assert [line.split(b" s  ")[-1] for line in lines] == [b"at work", b"more", b"last", b""]

@@ -41,11 +41,13 @@ def jobs_of(methods: Sequence["Method"], faults: Sequence[str]) -> list[Job]:
 
 def measure(jobs: list[Job], out: Path, parallel: int) -> list[dict[str, Any]]:
     """Carry out the jobs, ``parallel`` at a time, each in a process of its own."""
-    waiting, results = list(jobs), []
+    from softnlb.progress import hush, waiting
+
+    to_do, results = list(jobs), []
     running: dict[subprocess.Popen[str], tuple[Job, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < parallel:
-            job = waiting.pop(0)
+    while to_do or running:
+        while to_do and len(running) < parallel:
+            job = to_do.pop(0)
             process = subprocess.Popen(
                 [sys.executable, "-m", "labs.compare", *job, str(out)],
                 stdout=subprocess.PIPE,
@@ -54,7 +56,9 @@ def measure(jobs: list[Job], out: Path, parallel: int) -> list[dict[str, Any]]:
                 preexec_fn=die_with_parent,
             )
             running[process] = job, time.monotonic()
+        waiting(f"{len(running)} running, {len(to_do)} to come")
         ended = _next_to_end(running)
+        hush()
         job, began_s = running.pop(ended)
         output, _ = ended.communicate()
         results.append(_result(job, output))
@@ -62,6 +66,14 @@ def measure(jobs: list[Job], out: Path, parallel: int) -> list[dict[str, Any]]:
         done = len(results)
         print(f"  {done:3d}/{len(jobs)}  {job[0]}, {job[1]}: {state}", file=sys.stderr, flush=True)
     return results
+
+
+def _told(jobs: list[Job], out: Path, parallel: int) -> list[dict[str, Any]]:
+    from softnlb.progress import step, steps
+
+    with steps():
+        step(f"{len(jobs)} measurements, {parallel} at a time")
+        return measure(jobs, out, parallel)
 
 
 def _next_to_end(running: dict["subprocess.Popen[str]", tuple[Job, float]]) -> Any:
@@ -100,7 +112,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     jobs = jobs_of(able, faults)
     # Whatever happens to this process, the kernel ends every lab with it.
-    results = apart(lambda: measure(jobs, out.resolve(), parallel))
+    results = apart(lambda: _told(jobs, out.resolve(), parallel))
     return {
         "run": "compare",
         "took_s": round(time.monotonic() - began_s, 1),
