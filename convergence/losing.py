@@ -1,6 +1,6 @@
 """Losing members: the silent, the deaf, and one of two that cannot hear each other."""
 
-from convergence import orphans
+from convergence import lease, orphans
 from convergence.events import Severity
 from convergence.heartbeat import AGE_NONE, AGE_UNITS
 from convergence.peers import Peer, Word
@@ -83,6 +83,11 @@ def _lose(state: State, dead: list[Peer]) -> None:
         state.lost[peer.host_id, peer.code] = peer
         state.orphans_stale = True
     orphans.probe(state)
+    if not state.view and any(peer.heartbeat.ages[state.index] == AGE_NONE for peer in dead):
+        # Its last word was that it had not heard me for T x P: it may serve since, and be silent
+        # to me alone.
+        lease.start_afresh(state, "the last member had not heard this host before it fell silent")
+        return
     embargo_ms = EMBARGO_PERIODS * state.period_ms
     # I may have missed the last words about a host that I do not hear myself.  Not of one that was
     # restarted: it let go, and what is said of the new host may look as if it were about the old.

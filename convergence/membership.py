@@ -112,7 +112,7 @@ def _become_primary(state: State, peer: Peer) -> bool:
     if primary is not None and not is_member and not silent_enough(state, primary, peer):
         state.heard.rivals[host_id] = peer
         return False
-    if state.others == peer.bit and not is_member:
+    if not is_member and (state.others == peer.bit or _left_unhearing(state, primary)):
         # My only member restarted: that makes no lease longer than what its predecessor heard, be
         # that the member or, when it restarts again and again, a host between the two.
         peer.since_ms = min(peer.since_ms, _heard_by_predecessor(state, primary))
@@ -121,6 +121,14 @@ def _become_primary(state: State, peer: Peer) -> bool:
     # Heard for the first time: let it know that it is heard.
     state.urgent = True
     return True
+
+
+def _left_unhearing(state: State, primary: Peer | None) -> bool:
+    """I am alone, and the one who restarted had left because it could not hear me."""
+    if state.others or primary is None or state.now_ms - primary.received_ms >= state.death_ms:
+        return False
+    listened_ms = primary.received_ms - primary.since_ms
+    return primary.heartbeat.ages[state.index] == AGE_NONE and listened_ms >= state.death_ms
 
 
 def _heard_by_predecessor(state: State, primary: Peer | None) -> int:
