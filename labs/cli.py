@@ -135,7 +135,7 @@ def up(
 
     click.echo(f"  {total:6d} ms  in all", err=True)
     click.echo("\n" + lab_map(status) + "\n")
-    click.echo(next_steps(spec.name, status["cluster_ip_address"]))
+    click.echo(next_steps(status))
 
 
 def _own_lab(context: click.Context, file: Path, name: str) -> "LabSpec":
@@ -300,17 +300,17 @@ def down(name: str, as_json: bool, everything: bool) -> None:
 def open_port(name: str, as_json: bool, port: int) -> None:
     """Show the cluster to your browser.
 
-    Relays 127.0.0.1:PORT of this machine through client1 to the cluster IP address.
+    Relays 127.0.0.1:PORT of this machine through a client to the cluster IP address.
     """
     from labs.handle import LabHandle
     from labs.relay import relay
 
-    def opened(actual: int) -> None:
+    def opened(actual: int, client: str) -> None:
         url = f"http://127.0.0.1:{actual}/"
         if as_json:
             print_json({"url": url})
         else:
-            click.echo(f"{url} is the cluster, seen through client1; Ctrl-C ends it")
+            click.echo(f"{url} is the cluster, seen through {client}; Ctrl-C ends it")
         sys.stdout.flush()
 
     relay(LabHandle(name), port, opened)

@@ -95,8 +95,7 @@ def export(
         names,
         machines,
         image=IMAGE,
-        switch=plan.switches[0].name,
-        address=plan.cluster_ip_address,
+        plan=plan,
     )
     try:
         (directory / "nodes").mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 
-from convergence.rules import IPAddress
+from labs.plan import Plan
 
 _ONE = """\
     containerlab deploy -t {file}
-    docker exec client1 curl -s http://{where}/     # which host answers?
-    docker exec host1 softnlb query
-    docker exec host2 softnlb drainstop --wait
+{asked}    docker exec {first} softnlb query
+    docker exec {second} softnlb drainstop --wait
     containerlab destroy -t {file} --cleanup
+"""
+
+_ASKED = """\
+    docker exec {client} curl -s http://{where}/     # which host answers?
 """
 
 _SEVERAL = """\
@@ -54,16 +57,19 @@ def readme(
     machines: Sequence[IPv4Address],
     *,
     image: str,
-    switch: str,
-    address: IPAddress,
+    plan: Plan,
 ) -> str:
     """What to type, and what differs from the lab on one machine."""
+    switch, address = plan.switches[0].name, plan.cluster_ip_address
     if machines:
         pairs = zip(machines, files, strict=True)
         verbs = "".join(_SEVERAL.format(machine=machine, file=file) for machine, file in pairs)
     else:
         where = f"[{address}]" if address.version == 6 else address
-        verbs = _ONE.format(file=files[0], where=where)
+        hosts = [node.name for node in plan.nodes if node.kind == "host"]
+        clients = [node.name for node in plan.nodes if node.kind == "client"]
+        asked = "".join(_ASKED.format(client=client, where=where) for client in clients[:1])
+        verbs = _ONE.format(file=files[0], asked=asked, first=hosts[0], second=hosts[:2][-1])
     network = _VXLAN if machines else ""
     return _TEXT.format(
         name=name, image=image, verbs=verbs, switch=switch, network=network, file=files[0]

@@ -45,21 +45,25 @@ def _around(status: dict[str, Any], bridge: str, label: str) -> list[str]:
     ]
 
 
-def next_steps(name: str, cluster_ip_address: str) -> str:
-    """What to try next."""
-    where = f"[{cluster_ip_address}]" if ":" in cluster_ip_address else cluster_ip_address
-    option = "" if name == "lab" else f" --name {name}"
-    return "\n".join(
-        (
-            "Try next:",
-            f"  softnlb lab exec{option} client1 -- curl -s http://{where}/",
-            f"  softnlb lab exec{option} host1 -- softnlb query",
-            f"  softnlb lab open{option} 8080          # the cluster in your browser",
-            f"  softnlb lab fault{option} kill host2",
-            f"  softnlb lab status{option}",
-            f"  softnlb lab down{option}",
-        )
+def next_steps(status: dict[str, Any]) -> str:
+    """What to try next, with the names of this lab."""
+    address = status["cluster_ip_address"]
+    where = f"[{address}]" if ":" in address else address
+    option = "" if status["name"] == "lab" else f" --name {status['name']}"
+    hosts = [node["name"] for node in status["nodes"] if node["kind"] == "host"]
+    clients = [node for node in status["nodes"] if node["kind"] == "client"]
+    clients.sort(key=lambda node: node["router"] is None)  # as LabHandle.client
+    first = [f"exec{option} {node['name']} -- curl -s http://{where}/" for node in clients[:1]]
+    browser = [f"open{option} 8080          # the cluster in your browser"] * bool(clients)
+    steps = (
+        *first,
+        f"exec{option} {hosts[0]} -- softnlb query",
+        *browser,
+        f"fault{option} kill {hosts[:2][-1]}",
+        f"status{option}",
+        f"down{option}",
     )
+    return "\n".join(("Try next:", *(f"  softnlb lab {step}" for step in steps)))
 
 
 def print_status(status: dict[str, Any]) -> None:

@@ -214,8 +214,9 @@ def pause(seconds: float) -> None:
 
 
 @contextmanager
-def traffic(lab: LabHandle, plan: Traffic, node: str = "client1") -> Iterator[Task]:
-    """Clients at work; the block begins when the long connections stand."""
+def traffic(lab: LabHandle, plan: Traffic, node: str = "") -> Iterator[Task]:
+    """Clients at work in a node; the block begins when the long connections stand."""
+    node = node or lab.client()["name"]
     addressed = _addressed(lab, plan, node)
     with lab.start(node, lambda channel: clients(channel, addressed)) as task:
         task.expect()
@@ -243,8 +244,9 @@ def finish(task: Task) -> Result:
     return result
 
 
-def burst(lab: LabHandle, plan: Traffic, node: str = "client1") -> Result:
-    """A burst of new connections and what became of them."""
+def burst(lab: LabHandle, plan: Traffic, node: str = "") -> Result:
+    """A burst of new connections from a node and what became of them."""
+    node = node or lab.client()["name"]
     addressed = _addressed(lab, plan, node)
     result = Result.from_json(lab.run(node, lambda channel: clients(channel, addressed)))
     note(lab, node, result)

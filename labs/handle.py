@@ -62,6 +62,13 @@ class LabHandle:
         """Inject a fault that a student shall find: status and log do not name it."""
         self.ask("fault", fault=fault, arguments=list(arguments), secret=True)
 
+    def client(self) -> dict[str, Any]:
+        """The node that asks where none is named: of the clients the first behind a router."""
+        clients = [node for node in self.ask("nodes")["nodes"] if node["kind"] == "client"]
+        if not clients:
+            raise SoftnlbError(f"lab {self.name} has no client")
+        return min(clients, key=lambda node: node["router"] is None)
+
     def node_pid(self, name: str) -> int:
         """Pid on this machine of the process that holds a node.  Raises SoftnlbError."""
         facts = self.ask("nodes")

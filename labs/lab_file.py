@@ -82,7 +82,7 @@ def _read(raw: dict[str, Any], complaints: list[Complaint]) -> Document:
     complaints += [complaint[:3] for complaint in bad]
     for name in ("port_rule", *MANY):
         tables = raw.get(name, [])
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        if not _are_tables(tables):
             complaints.append((name, shown(tables), f"tables, [[{name}]]"))
             tables = []
         document[name] = [dict(table) for table in tables]
@@ -98,12 +98,23 @@ def _read(raw: dict[str, Any], complaints: list[Complaint]) -> Document:
     return document
 
 
+def _are_tables(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+
+
 def _check_lesson(raw: dict[str, Any]) -> Iterator[Complaint]:
     """[course] and [[step]]: what makes a lab file a lesson."""
-    for number, table in enumerate(raw.get("step", []), 1):
+    course, steps = raw["course"], raw.get("step", [])
+    if not isinstance(course, dict):
+        yield "course", shown(course), "a table, [course]"
+        return
+    if not _are_tables(steps):
+        yield "step", shown(steps), "tables, [[step]]"
+        steps = []
+    for number, table in enumerate(steps, 1):
         for complaint in read_table(STEP, table, f"step[{number}]")[1]:
             yield complaint[:3]
-    for complaint in read_table(COURSE, raw["course"], "course")[1]:
+    for complaint in read_table(COURSE, course, "course")[1]:
         yield complaint[:3]
 
 

@@ -1,4 +1,4 @@
-"""``softnlb lab open``: the cluster on 127.0.0.1 of the machine, through client1."""
+"""``softnlb lab open``: the cluster on 127.0.0.1 of the machine, through a client."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,9 @@ from softnlb.errors import SoftnlbError
 CHUNK_BYTES = 1 << 16
 
 
-def relay(lab: LabHandle, port: int, opened: Callable[[int], None]) -> None:
-    """Relay until Ctrl-C.  ``opened`` is told the port (0 asks for a free one)."""
+def relay(lab: LabHandle, port: int, opened: Callable[[int, str], None]) -> None:
+    """Relay until Ctrl-C.  ``opened`` is told the port (0 asks for a free one) and the client."""
+    client = lab.client()["name"]
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -23,14 +24,14 @@ def relay(lab: LabHandle, port: int, opened: Callable[[int], None]) -> None:
         raise SoftnlbError(f"127.0.0.1:{port}: {error.strerror}") from error
     listener.listen(128)
 
-    # The listening socket stays the machine's, although the process that accepts is in client1.
+    # The listening socket stays the machine's, although the process that accepts is in a client.
     address = str(lab.spec().cluster_ip_address)
 
     def body(_: Channel) -> None:
         asyncio.run(_accept(listener, address))
 
-    with lab.start("client1", body) as task:
-        opened(listener.getsockname()[1])
+    with lab.start(client, body) as task:
+        opened(listener.getsockname()[1], client)
         with contextlib.suppress(KeyboardInterrupt):
             task.result()
 

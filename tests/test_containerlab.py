@@ -81,7 +81,12 @@ def test_what_is_exported_is_read_back(
     assert len(topology) == max(1, len(machines))
     assert plan(read(topology[-1]).complete_document()) == plan(document)
     assert all(path.exists() for path in written)
-    assert "/" not in (tmp_path / "out" / "README.md").read_text().split("deploy -t ")[1].split()[0]
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "/" not in page.split("deploy -t ")[1].split()[0]
+    named = set(re.findall(r"docker exec (\w+) ", page)) - {"HOST"}
+    built = build(document)
+    assert named <= {each.name for each in (*built.nodes, *built.switches)}
+    assert (len(named) == 1) is bool(machines)
 
 
 def test_hosts_get_the_file_that_the_agent_reads(tmp_path: Path) -> None:

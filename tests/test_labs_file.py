@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from labs.capture import find_ports, start_capture
+from labs.drawing import next_steps
 from labs.experiment import burst, witness
 from labs.handle import LabHandle
 from labs.lab_file import check, load
 from labs.lab_schema import json_schema
 from labs.load import Traffic
 from labs.plan import build
+from labs.runs.flooding import flooding
 from labs.topology import LabSpec
 from labs.witness import FrameCounters, answered, twice
 from softnlb.config import ConfigError
@@ -79,6 +81,8 @@ def test_the_usual_places_in_an_ipv6_network_of_ones_own():
         ({"service": [{"hosts": ["host7"]}]}, "expected one of host1, host2"),
         ({"service": [{}, {"kind": "nginx"}]}, "expected a port that is free on host1"),
         ({"trunk": [{"between": ["switch", "switch"]}]}, "closes no loop"),
+        ({"course": [{}]}, "course = [{}]: expected a table, [course]"),
+        ({"course": {}, "step": 1}, "step = 1: expected tables, [[step]]"),
     ],
 )
 def test_an_error_names_the_key_the_value_and_what_was_expected(change, line):
@@ -249,6 +253,45 @@ def test_a_partition_cuts_through_a_trunk(two_switches):
     assert reaches("client2", "9")
     two_switches.fault("heal")
     wait_for(lambda: reaches("client2", "3"))
+
+
+def test_a_lab_in_which_everybody_has_a_name_of_their_own(tmp_path):
+    name, path = lab_name("names"), tmp_path / "own.toml"
+    path.write_text("""
+[cluster]
+ip_address = "10.1.0.100/24"
+timers = "fast"
+[[port_rule]]
+affinity = "none"
+[[host]]
+id = 5
+name = "alpha"
+address = "10.1.0.5/24"
+[[client]]
+name = "near"
+address = "10.1.0.9/24"
+[[router]]
+name = "gate"
+address = "10.1.0.254/24"
+[[client]]
+name = "pc"
+router = "gate"
+address = "10.9.0.2/24"
+""")
+    status = lab_json("up", str(path), "--name", name)
+    handle = LabHandle(name)
+    try:
+        assert handle.client()["name"] == "pc", "behind a router"
+        [result] = flooding(name, requests=20)
+        assert result["answered"] == 20
+        assert result["received_percent"] == {"alpha": 100, "near": 100}
+        assert result["bystander_percent"] is None
+        steps = next_steps(status)
+        assert f"exec --name {name} pc -- curl" in steps
+        assert f"exec --name {name} alpha -- softnlb query" in steps
+        assert f"fault --name {name} kill alpha" in steps
+    finally:
+        handle.down()
 
 
 FAULTS = [

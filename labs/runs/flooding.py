@@ -29,17 +29,18 @@ group, and a switch that snoops by MAC address sends to the members only."""
 
 
 def measure(lab: LabHandle, requests: int) -> dict[str, Any]:
-    """Requests from client1, and the frames that each port of the switch saw of them."""
+    """Requests of a client, and the frames that each port of the switch saw of them."""
+    client = lab.client()
+    port = client["router"] or client["port"]
     counters = FrameCounters(lab)
     before = counters.read()
     result = burst(lab, Traffic(burst=requests, timeout_s=5.0))
     after = counters.read()
-    sent = after["router"]["in"] - before["router"]["in"]
-    received = {
-        port: after[port]["out"] - before[port]["out"] for port in after if port != "router"
-    }
+    sent = after[port]["in"] - before[port]["in"]
+    received = {each: after[each]["out"] - before[each]["out"] for each in after if each != port}
     spec = lab.spec()
     fdb = learned(lab)
+    percent = {each: round(100 * count / max(1, sent), 2) for each, count in received.items()}
     return {
         "mode": str(spec.mode),
         "switch": spec.switch,
@@ -47,10 +48,8 @@ def measure(lab: LabHandle, requests: int) -> dict[str, Any]:
         "answered": len(result.new) - len(result.failed()),
         "client_frames": sent,
         "received": received,
-        "received_percent": {
-            port: round(100 * count / max(1, sent), 2) for port, count in received.items()
-        },
-        "bystander_percent": round(100 * received["bystander"] / max(1, sent), 2),
+        "received_percent": percent,
+        "bystander_percent": percent.get("bystander"),
         "fdb": fdb,
         "cluster_mac_learned": any(
             mac.startswith(("02-BF", "03-BF", "01-00-5E", "33-33-EF"))
