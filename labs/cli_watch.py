@@ -12,7 +12,9 @@ from softnlb.cli_common import json_option, print_json
 @click.argument("ports", nargs=-1)
 @click.option("-w", "--write", "path", default="-", help="pcapng file; - is standard output.")
 @click.option("--count", type=click.IntRange(1), help="End after so many frames.")
-@click.option("--seconds", type=float, help="End after so many seconds.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="End after so many seconds."
+)
 @click.option("--name", default="lab", show_default=True, help="Name of the lab.")
 @json_option
 def capture(

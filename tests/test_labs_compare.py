@@ -14,6 +14,7 @@ from labs.compare.tables import features, show
 from labs.events import labs_in, parse
 from labs.runs import compare
 from softnlb.capture_file import read_capture
+from softnlb.cli import run
 
 FAULT_S, END_S = 100.0, 115.0
 
@@ -138,6 +139,13 @@ def test_what_this_machine_lacks_is_skipped_with_what_helps():
     method = replace(METHODS[2], kernel="/proc/net/no_such_feature")
     assert method.skipped() == "this kernel has no no_such_feature"
     assert METHODS[2].skipped() == "", "NLB needs nothing but softnlb"
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "out")
+    assert run(["lab", "run", "compare", "--method", "nlb-unicast", "--out", nowhere]) == 1
+    assert capsys.readouterr().err == f"softnlb: {nowhere}: Not a directory\n"
 
 
 def test_the_longest_measurements_begin_first():

@@ -488,8 +488,23 @@ def test_a_class_is_judged_again_from_what_was_handed_in(tmp_path, capsys):
     assert [suite.get("failures") for suite in suites] == ["0", "1", "0"]
     remarks = json.loads(say(capsys, "check", "--all", str(tmp_path), "--json")[1])["remarks"]
     assert any("student4.json" in remark for remark in remarks)
-    assert any("same seed as student2" in remark for remark in remarks)
-    assert say(capsys, "check", "--all", str(tmp_path / "nothing"))[0] == 1
+    assert "student3 has the same seed as student2 in lab 1" in remarks
+    (tmp_path / "empty").mkdir()
+    for wrong in (("--all", str(tmp_path / "nothing")), ("--all", str(tmp_path / "empty"))):
+        assert say(capsys, "check", *wrong)[0] == 1
+    for option in ("--csv", "--junit"):
+        nowhere = str(tmp_path / "nothing" / "x")
+        assert run(["lab", "check", "--all", str(tmp_path), option, nowhere]) == 1
+        assert f"{nowhere} cannot be written: No such" in capsys.readouterr().err
+        assert run(["lab", "check", option, nowhere, "5"]) == 2
+
+
+def test_a_student_whose_file_cannot_be_written_gets_no_lab(monkeypatch, capsys):
+    name = lab_name("unwritten")
+    monkeypatch.setenv("SOFTNLB_COURSE", "/proc/nowhere/course.json")
+    assert run(["lab", "start", "1", "--name", name]) == 1
+    assert "course.json cannot be written: No such file" in capsys.readouterr().err
+    assert name not in running_labs()
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def start(as_json: bool, number: int, seed: int, name: str, lang: str | None) ->
                 f"`softnlb lab down --name {name}` ends it"
             )
         running.down()
+    write(path, document)  # before a lab runs whose steps nobody could note
     with steps(quiet=as_json):
         step(HEADS[at]["starts"])
         status = start_lab(lesson.spec)
@@ -206,6 +207,8 @@ def check(
         return _check_class(directory, junit, csv_path, lang, as_json)
     from softnlb.errors import UsageError
 
+    if junit is not None or csv_path is not None:
+        raise UsageError("--junit and --csv go with --all DIR")
     with _Desk(lang) as desk:
         lesson, current, step = desk.lesson, desk.current, desk.step
         at = current["lang"]
@@ -375,14 +378,13 @@ def _check_class(
     if junit is not None:
         write_junit(rows, junit)
     if csv_path is not None:
-        with csv_path.open("w", newline="", encoding="utf-8") as out:
-            write_csv(rows, out)
+        write_csv(rows, csv_path)
     if as_json:
         print_json({"rows": [asdict(row) for row in rows], "remarks": remarks})
     else:
         students = dict.fromkeys(row.student for row in rows)
         labs = sorted({row.lab for row in rows})
-        click.echo(f"{'':20}" + "".join(f"{lab:>5}" for lab in labs))
+        click.echo(f"{'lab':20}" + "".join(f"{lab:>5}" for lab in labs))
         for student in students:
             own = [[r for r in rows if (r.student, r.lab) == (student, lab)] for lab in labs]
             cells = (f"{sum(r.result == 'right' for r in each)}/{len(each)}" for each in own)

@@ -5,9 +5,10 @@ import getpass
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from labs.course.judging import Facts, judge
 from labs.course.lesson import Lesson, Step, fill, load, numbers
@@ -60,11 +61,23 @@ def read(path: Path) -> Document:
 
 
 def write(path: Path, document: Document) -> None:
-    """Replace a student's file at once, so that a crash leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a student's file at once, so that a crash leaves the old one or the new one.
+
+    Raises SoftnlbError.
+    """
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    fresh.replace(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        fresh.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SoftnlbError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def note(document: Document, lesson: Lesson, step: Step, answer: str | None, facts: Facts) -> str:
@@ -131,12 +144,14 @@ def judge_class(directory: Path, at: str) -> tuple[list[Row], list[str]]:
 
     Returns the rows and remarks on files that cannot be read or that look copied.
     """
-    if not directory.is_dir():
-        raise SoftnlbError(f"{directory} is not a directory with students' files")
+    paths = sorted(directory.glob("*.json"))
+    if not paths:
+        raise SoftnlbError(f"{directory} is not a directory with students' files, STUDENT.json")
     rows: list[Row] = []
     remarks: list[str] = []
     seeds: dict[tuple[str, int], str] = {}
-    for path in sorted(directory.glob("*.json")):
+    alike: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
         try:
             document = read(path)
             rows += _rows(path.stem, document, at)
@@ -146,7 +161,9 @@ def judge_class(directory: Path, at: str) -> tuple[list[Row], list[str]]:
         for number, lab in document["labs"].items():
             first = seeds.setdefault((number, lab["seed"]), path.stem)
             if first != path.stem:
-                remarks.append(f"{path.stem}: lab {number} has the same seed as {first}")
+                alike.setdefault((path.stem, first), []).append(number)
+    for (student, first), labs in alike.items():
+        remarks.append(f"{student} has the same seed as {first} in lab {', '.join(labs)}")
     return rows, remarks
 
 
@@ -168,18 +185,19 @@ def _rows(student: str, document: Document, at: str) -> Iterator[Row]:
             yield Row(student, seed, number, step.id, result, answer or "", *common, why)
 
 
-def write_csv(rows: list[Row], out: TextIO) -> None:
-    """One line for each step of each student."""
-    table = csv.writer(out)
-    table.writerow(Row.__slots__)
-    for row in rows:
-        # A cell that a spreadsheet would take for a formula is none.
-        cells = [str(value) for value in (getattr(row, name) for name in Row.__slots__)]
-        table.writerow([f"'{cell}" if cell[:1] in "=+-@" and cell else cell for cell in cells])
+def write_csv(rows: list[Row], path: Path) -> None:
+    """One line for each step of each student.  Raises SoftnlbError."""
+    with _writing(path), path.open("w", newline="", encoding="utf-8") as out:
+        table = csv.writer(out)
+        table.writerow(Row.__slots__)
+        for row in rows:
+            # A cell that a spreadsheet would take for a formula is none.
+            cells = [str(value) for value in (getattr(row, name) for name in Row.__slots__)]
+            table.writerow([f"'{cell}" if cell[:1] in "=+-@" and cell else cell for cell in cells])
 
 
 def write_junit(rows: list[Row], path: Path) -> None:
-    """One suite for each student, one case for each step."""
+    """One suite for each student, one case for each step.  Raises SoftnlbError."""
     from xml.etree import ElementTree
 
     root = ElementTree.Element("testsuites", name="softnlb course")
@@ -199,4 +217,5 @@ def write_junit(rows: list[Row], path: Path) -> None:
             elif row.result == "missing":
                 ElementTree.SubElement(case, "skipped", message=row.reason)
     ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+    with _writing(path):
+        ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)

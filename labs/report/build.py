@@ -21,7 +21,8 @@ def stories(path: Path | None, name: str) -> list[Story]:
         try:
             text, source = path.read_text(), str(path)
         except (OSError, UnicodeDecodeError) as error:
-            raise SoftnlbError(f"{path}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise SoftnlbError(f"{path}: {why}") from error
     return [story_of(events) for events in labs_in(parse(text.splitlines(), source))]
 
 

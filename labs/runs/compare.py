@@ -14,7 +14,7 @@ import click
 from labs.compare.judge import FAULTS
 from labs.namespaces import die_with_parent
 from softnlb.cli_common import print_json
-from softnlb.errors import UsageError
+from softnlb.errors import SoftnlbError, UsageError
 
 if TYPE_CHECKING:
     from labs.compare.methods import Method
@@ -109,7 +109,10 @@ def compare(
     able = [method for method in methods if method.name not in skipped]
     for name, reason in skipped.items():
         print(f"  skipped  {name}: {reason}", file=sys.stderr)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SoftnlbError(f"{out}: {error.strerror}") from error
     jobs = jobs_of(able, faults)
     # Whatever happens to this process, the kernel ends every lab with it.
     results = apart(lambda: _told(jobs, out.resolve(), parallel))
