@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,25 @@ ports = "443"
 class SlowHost(Host):
     """Host 1 with such an agent."""
 
+    @contextmanager
+    def scan(self) -> Iterator[None]:
+        """From when a scan has come so far; it ends when this ends."""
+        held: list[int] = []
+
+        def is_looking() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log()
+            with suppress(OSError):  # ENXIO: nobody reads
+                held.append(os.open(self.fifo, os.O_WRONLY | os.O_NONBLOCK))
+                return True
+            return False
+
+        wait_for(is_looking, 20.0)
+        yield
+        os.close(held.pop())
+        while is_looking():  # the same one, which has not seen the end yet
+            os.close(held.pop())
+
     def start(self, *wrapper: str) -> None:
         self.fifo = self.directory / "scans"
         os.mkfifo(self.fifo)
@@ -66,7 +86,7 @@ def test_rules_that_change_in_the_middle_of_a_scan(pair: tuple[SlowHost, Host], 
     def rules(host: Host) -> int:
         return len(host.ask("display")["rules"])
 
-    with slow.fifo.open("w"):  # opens when the scan has come so far
+    with slow.scan():
         if way == "reload":
             slow.config.write_text(slow.config.read_text() + RULE)
             slow.ask("reload")
@@ -77,9 +97,6 @@ def test_rules_that_change_in_the_middle_of_a_scan(pair: tuple[SlowHost, Host], 
     if way == "reload":
         other.config.write_text(other.config.read_text() + RULE)
         other.ask("reload")
-    with slow.fifo.open("w"):
-        # A second scan: the agent has taken the result of the first, and is well.
-        assert slow.process is not None
-        assert slow.process.poll() is None
+    with slow.scan():  # the agent has taken the result of the first, and is well
         wait_for(lambda: slow.state() == other.state() == "converged", 30.0)
     assert rules(slow) == rules(other) == 3
