@@ -37,7 +37,7 @@ class Answers:
         """Answer one request; anything unknown or refused is a SoftnlbError."""
         method = getattr(self, f"do_{verb}", None)
         if method is None and verb not in RULE_COMMANDS:
-            raise SoftnlbError(f"there is no verb {verb!r}")
+            raise SoftnlbError(f"there is no verb {verb!r}", code=ReturnCode.BAD_PARAMS)
         if self._agent.suspended and verb not in ("resume", "query", "maps", "params", "display"):
             raise SoftnlbError(
                 "the host is suspended and listens to resume and query only",
@@ -52,8 +52,13 @@ class Answers:
                 f"{verb}: bad or missing argument: {error}", code=ReturnCode.BAD_PARAMS
             ) from error
         except CommandError as error:
-            raise SoftnlbError(f"{verb}: {error}") from error
+            raise SoftnlbError(f"{verb}: {error}", code=self._why_not()) from error
         return result
+
+    def _why_not(self) -> ReturnCode:
+        """What NLB would call the state that does not allow an order."""
+        state = self._state(self._status()).upper()
+        return ReturnCode.BAD_PARAMS if state == "CONVERGED" else ReturnCode[state]
 
     # ------------------------------------------------------------ questions
 
@@ -104,6 +109,9 @@ class Answers:
             "arp_for_vip": config.link_choices.arp_for_vip,
             "host_id": config.host_id,
             "dedicated_ip_address": str(config.dedicated_ip_address),
+            "additional_dedicated_ip_addresses": [
+                str(address) for address in config.additional_dedicated_ip_addresses
+            ],
             "interface": config.interface,
             "alive_message_period_ms": config.alive_message_period_ms,
             "alive_message_tolerance": config.alive_message_tolerance,
@@ -211,7 +219,8 @@ class Answers:
         table = replace(self._agent.table(), valid_until_ms=status.valid_until_ms)
         asked = (arguments["client"], arguments["server"], arguments.get("protocol", "tcp"))
         if not all(isinstance(word, str) for word in asked):
-            raise SoftnlbError("explain: client, server and protocol are text")
+            sentence = "explain: client, server and protocol are text"
+            raise SoftnlbError(sentence, code=ReturnCode.BAD_PARAMS)
         clients = affinity.Present(self._agent.serving)
         return explain_flow(table, *asked, owner_of, self._agent.now_ms, clients)
 
@@ -337,5 +346,6 @@ def _seconds(value: object) -> float | None:
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0 <= value <= TIMEOUT_MAX_S:
-        raise SoftnlbError(f"a time-out is a number of seconds from 0 to {TIMEOUT_MAX_S}")
+        sentence = f"a time-out is a number of seconds from 0 to {TIMEOUT_MAX_S}"
+        raise SoftnlbError(sentence, code=ReturnCode.BAD_PARAMS)
     return float(value)

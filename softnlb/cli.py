@@ -11,7 +11,7 @@ from importlib import import_module
 import click
 
 from softnlb import __version__
-from softnlb.errors import SoftnlbError
+from softnlb.errors import SoftnlbError, bad_params
 
 _NLB_VERBS = (
     "query display params ip2mac queryport start stop drainstop suspend resume reload"
@@ -43,7 +43,8 @@ Exit status:
   3  the agent or the lab is not running
   5  a privilege or a kernel feature is missing (see: softnlb doctor)
 
-With --json an error is {"error", "exit_code", "hint"} on stdout; its sentence is always on stderr.
+With --json an error is {"error", "exit_code", "hint"} on stdout, and "code" where NLB has a name
+for the refusal; its sentence is always on stderr.
 """
 
 HINTS = {
@@ -101,8 +102,8 @@ def run(args: list[str]) -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "softnlb"
-        sentence = f"{error.format_message()} See: {command} --help"
-        return _fail(args, sentence, error.exit_code, f"{command} --help")
+        refusal = bad_params(f"{error.format_message()} See: {command} --help")
+        return _fail(args, str(refusal), error.exit_code, f"{command} --help", refusal)
     except click.ClickException as error:
         return _fail(args, error.format_message(), error.exit_code, None)
     except SoftnlbError as error:

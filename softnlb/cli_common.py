@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from softnlb.errors import SoftnlbError
+from softnlb.errors import ReturnCode, SoftnlbError
 from softnlb.remote_verbs import REMOTE_VERBS
 
 Result = dict[str, Any]
@@ -93,7 +93,9 @@ def _ask_cluster(
         if answer.get("ok"):
             results[host_id] = dict(answer["result"])
         elif host:
-            raise SoftnlbError(f"{target}: {answer.get('error')}")
+            code = ReturnCode.__members__.get(str(answer.get("code")))
+            sentence = str(answer.get("error")).removesuffix(f" ({code.name})" if code else "")
+            raise SoftnlbError(f"{target}: {sentence}", code=code)
         else:
             results[host_id] = {"error": str(answer.get("error"))}
     return [

@@ -6,7 +6,7 @@ import click
 
 from softnlb.cli_common import ask, config_option, json_option, show
 from softnlb.cli_show import Result, bold
-from softnlb.errors import UsageError
+from softnlb.errors import bad_params
 from softnlb.packet import PROTOCOLS
 
 AFFINITIES = {
@@ -67,18 +67,18 @@ def explain(
     if client is None and server is None and protocol is None:
         protocol, client, server, target = _parse(words)
     elif client is None or server is None:
-        raise UsageError("A flow has two ends: give both --client and --server.")
+        raise bad_params("A flow has two ends: give both --client and --server.")
     elif len(words) > 1:
-        raise UsageError("Give the flow with --client and --server or as FLOW, not both.")
+        raise bad_params("Give the flow with --client and --server or as FLOW, not both.")
     else:
         target = words[0] if words else None
     flow = {"client": client, "server": server, "protocol": protocol or "tcp"}
     if config_path is not None:
         if target is not None:
-            raise UsageError("A configuration file answers for itself: give --config or a target.")
+            raise bad_params("A configuration file answers for itself: give --config or a target.")
         results = [_offline(config_path, hosts, **flow)]
     elif hosts is not None:
-        raise UsageError("--hosts goes with --config; a running host knows who is alive.")
+        raise bad_params("--hosts goes with --config; a running host knows who is alive.")
     else:
         results = [result for _, result in ask(target, "explain", **flow)]
     show(target, as_json, results, lambda result: _human(flow, result))
@@ -88,7 +88,7 @@ def _parse(words: tuple[str, ...]) -> tuple[str, str, str, str | None]:
     """Protocol, client, server and target of a FLOW, given as one word or as several."""
     parts = " ".join(words).replace("->", " ").replace(">", " ").split()
     if len(parts) not in (3, 4):
-        raise UsageError(
+        raise bad_params(
             'A flow is expected, as in "tcp 10.0.0.7:40000 > 10.1.0.100:80", or --client and'
             " --server."
         )
@@ -102,7 +102,7 @@ def _offline(path: Path, hosts: str | None, client: str, server: str, protocol: 
     try:
         alive = None if hosts is None else [int(host_id) for host_id in hosts.split(",")]
     except ValueError as error:
-        raise UsageError(f"{hosts!r} is no list of host ids, expected one as in 1,2,4.") from error
+        raise bad_params(f"{hosts!r} is no list of host ids, expected one as in 1,2,4.") from error
     return explain_offline(load(path), client, server, protocol, alive)
 
 

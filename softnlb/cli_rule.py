@@ -10,7 +10,7 @@ import click
 
 from softnlb.cli_common import config_option, json_option, print_json
 from softnlb.control import call, find_hosts, split_address
-from softnlb.errors import ReturnCode, SoftnlbError, UsageError
+from softnlb.errors import ReturnCode, SoftnlbError, UsageError, bad_params
 
 Command = Callable[..., Any]
 
@@ -118,7 +118,7 @@ def _values(keys: tuple[str, ...]) -> dict[str, Any]:
     for key in keys:
         name, sign, value = key.partition("=")
         if not sign or not name:
-            raise UsageError(f"{key!r}: expected KEY=VALUE.", code=ReturnCode.BAD_PARAMS)
+            raise bad_params(f"{key!r}: expected KEY=VALUE.")
         if value in ("true", "false"):
             found[name] = value == "true"
         elif value.isascii() and value.isdigit() and name != "ports":
@@ -132,7 +132,7 @@ def _make(change: dict[str, Any], done: str, options: dict[str, Any]) -> None:
     as_json = options["as_json"]
     if options["config_path"] is not None:
         if options["cluster"]:
-            raise UsageError("--config edits one file, --cluster the whole cluster: choose one.")
+            raise bad_params("--config edits one file, --cluster the whole cluster: choose one.")
         _edit(options["config_path"], change)
         result = {"configuration_file": str(options["config_path"]), "message": done}
     else:

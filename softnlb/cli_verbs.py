@@ -8,7 +8,7 @@ import click
 from softnlb import cli_show
 from softnlb.cli_common import ask, json_option, print_json, show, target_argument, with_target_help
 from softnlb.control import call, find_hosts, split_address
-from softnlb.errors import UsageError
+from softnlb.errors import bad_params
 
 Command = Callable[..., None]
 
@@ -70,7 +70,7 @@ def ip2mac(cluster_ip_address: str, as_json: bool) -> None:
     try:
         result = calculate(ip_address(cluster_ip_address))
     except ValueError as error:
-        raise UsageError(
+        raise bad_params(
             f"{cluster_ip_address} is not an IP address,"
             " expected one as in 10.1.0.100 or 2001:db8::100."
         ) from error
@@ -199,7 +199,7 @@ def _order_rules(verb: str, ports: str, target: str | None, as_json: bool) -> No
 
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise UsageError(f"{text!r} is not a port, expected a number from 0 to 65535.")
+        raise bad_params(f"{text!r} is not a port, expected a number from 0 to 65535.")
     return int(text)
 
 

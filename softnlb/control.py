@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from softnlb.control_group import is_allowed
-from softnlb.errors import MachineError, NotRunningError, ReturnCode, SoftnlbError, UsageError
+from softnlb.errors import (
+    MachineError,
+    NotRunningError,
+    ReturnCode,
+    SoftnlbError,
+    UsageError,
+    bad_params,
+)
 
 if TYPE_CHECKING:
     from softnlb.config import ClusterConfig
@@ -245,11 +252,9 @@ def _listen(path: Path) -> socket.socket:
         listener.listen(CLIENTS_MAX)
     except OSError as error:
         listener.close()
-        reason = error.strerror or str(error)
         remedy = " Use sudo." if isinstance(error, PermissionError) else ""
-        raise MachineError(
-            f"The control socket {path} cannot be made: {reason}.{remedy}"
-        ) from error
+        sentence = f"The control socket {path} cannot be made: {error.strerror or error}.{remedy}"
+        raise MachineError(sentence) from error
     except SoftnlbError:
         listener.close()
         raise
@@ -345,9 +350,10 @@ def find_hosts(target: str | None = None) -> list[Path]:
     if host:
         found = [path for path in found if is_host(path, host)]
     if not found:
-        raise SoftnlbError(f"{target} is not a host on this machine; here: {_names(hosts)}.")
+        sentence = f"{target} is not a host on this machine; here: {_names(hosts)}."
+        raise SoftnlbError(sentence, code=ReturnCode.NOT_FOUND)
     if len(found) > 1:
-        raise UsageError(f"Several hosts are on this machine, name one or all: {_names(found)}.")
+        raise bad_params(f"Several hosts are on this machine, name one or all: {_names(found)}.")
     return found
 
 
@@ -379,7 +385,7 @@ def parse_target(target: str) -> tuple[str, str]:
         if colon and not host.isdecimal():
             host = str(ip_address(host))
     except ValueError as error:
-        raise UsageError(
+        raise bad_params(
             f"{target!r} is not a target: expected a cluster IP address, CLUSTER:HOST with a host"
             " id or a dedicated IP address, or all."
         ) from error

@@ -55,6 +55,11 @@ class UsageError(SoftnlbError):
     exit_code = 2
 
 
+def bad_params(sentence: str) -> UsageError:
+    """The refusal of what an operator typed or a file says, with NLB's name for it."""
+    return UsageError(sentence, code=ReturnCode.BAD_PARAMS)
+
+
 class NotRunningError(SoftnlbError):
     """The agent or lab that was asked for is not running."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from softnlb import nlb_show
 from softnlb.cli_common import ask
 from softnlb.control import Result, call, cluster_of, find_hosts, split_address
-from softnlb.errors import ReturnCode, SoftnlbError, UsageError
+from softnlb.errors import ReturnCode, SoftnlbError, UsageError, bad_params
 from softnlb.remote_verbs import REMOTE_VERBS
 
 QUESTIONS = ("query", "display", "params", "queryport", "ip2mac", "help")
@@ -64,20 +64,20 @@ def parse(words: Sequence[str]) -> Request:
     if command in ("?", "/?", "-?"):
         command = "help"
     if command not in COMMANDS:
-        raise UsageError(f"{command!r} is no command; they are {', '.join(sorted(COMMANDS))}.")
+        raise bad_params(f"{command!r} is no command; they are {', '.join(sorted(COMMANDS))}.")
     if command == "help" or wants_help:
         return Request("help", plain[0].lower() if command == "help" and plain else command)
     argument = None
     if command in RULE_ORDERS or command in ("queryport", "ip2mac"):
         if not plain:
-            raise UsageError(f"{command} needs {nlb_show.ARGUMENTS[command]}.")
+            raise bad_params(f"{command} needs {nlb_show.ARGUMENTS[command]}.")
         argument = plain.pop(0)
     if command == "ip2mac" and plain:
-        raise UsageError("ip2mac is a calculation for one cluster IP address, it has no target.")
+        raise bad_params("ip2mac is a calculation for one cluster IP address, it has no target.")
     target = _target(plain, local)
     if command in LOCAL_ONLY:
         if target.host or target == Target(everywhere=True):
-            raise UsageError(f"{command} is for this computer: [CLUSTER | all local].")
+            raise bad_params(f"{command} is for this computer: [CLUSTER | all local].")
         target = Target(target.cluster)
     return Request(command, argument, target, password, port)
 
@@ -99,7 +99,7 @@ def _options(words: Sequence[str]) -> tuple[list[str], str | None, int, bool, bo
         elif name == "/port":
             port = _port(rest.pop(0) if rest else "", lowest=1)
         elif word.startswith("/"):
-            raise UsageError(f"{word} is no option; they are /LOCAL, /PASSW, /PORT and /H.")
+            raise bad_params(f"{word} is no option; they are /LOCAL, /PASSW, /PORT and /H.")
         else:
             plain.append(word)
     return plain, password, port, local, wants_help
@@ -111,10 +111,10 @@ def _target(words: list[str], local: bool) -> Target:
     if words[0].lower() == "all":
         scope = words[1].lower() if len(words) == 2 else ""
         if scope not in ("local", "global"):
-            raise UsageError("all is followed by local or global.")
+            raise bad_params("all is followed by local or global.")
         return Target(everywhere=scope == "global" and not local)
     if len(words) > 1:
-        raise UsageError(f"{words[1]!r} is one word too many: a target is CLUSTER[:HOST].")
+        raise bad_params(f"{words[1]!r} is one word too many: a target is CLUSTER[:HOST].")
     cluster, _, host = split_address(words[0])
     return Target(_address(cluster), None if host in ("", "all") else host, not local)
 
@@ -130,14 +130,13 @@ def _address(name: str) -> str:
     try:
         return str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError as error:
-        raise UsageError(
-            f"{name!r} is no cluster IP address, nor a name that leads to one."
-        ) from error
+        sentence = f"{name!r} is no cluster IP address, nor a name that leads to one."
+        raise bad_params(sentence) from error
 
 
 def _port(text: str, lowest: int = 0) -> int:
     if not (text.isascii() and text.isdigit()) or not lowest <= int(text) <= 65535:
-        raise UsageError(f"{text!r} is no port, expected a number from {lowest} to 65535.")
+        raise bad_params(f"{text!r} is no port, expected a number from {lowest} to 65535.")
     return int(text)
 
 
@@ -215,7 +214,7 @@ def _remote_port(path: Path, port: int) -> bool:
     """Whether the hosts of this cluster obey each other's computers; on the port that was given."""
     listening = call(path, "params").get("remote_control_port")
     if listening and port not in (REMOTE_CONTROL_PORT, listening):
-        raise UsageError(f"/PORT {port}: remote control of this cluster is on port {listening}.")
+        raise bad_params(f"/PORT {port}: remote control of this cluster is on port {listening}.")
     return bool(listening)
 
 
@@ -223,7 +222,7 @@ def _ip_address(text: str) -> Any:
     try:
         return ip_address(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} is no IP address, expected one as in 10.1.0.100.") from error
+        raise bad_params(f"{text!r} is no IP address, expected one as in 10.1.0.100.") from error
 
 
 def _clusters(target: Target) -> list[Path]:

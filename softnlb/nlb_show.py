@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from softnlb import __version__
-from softnlb.errors import UsageError
+from softnlb.errors import bad_params
 
 Result = dict[str, Any]
 
@@ -70,7 +70,7 @@ def cluster(name: str | None) -> None:
 def help_text(command: str | None) -> None:
     """All commands, or one of them."""
     if command not in (None, "help", *ARGUMENTS):
-        raise UsageError(f"{command!r} is no command.")
+        raise bad_params(f"{command!r} is no command.")
     commands = ARGUMENTS if command in (None, "help") else {command: ARGUMENTS[str(command)]}
     banner()
     print("Usage: nlb COMMAND [TARGET] [/LOCAL] [/PASSW [PASSWORD]] [/PORT PORT] [/H]")

@@ -5,7 +5,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from convergence.rules import IPAddress
-from softnlb.errors import UsageError
+from softnlb.errors import bad_params
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 GRE, ESP, AH = 47, 50, 51
@@ -163,11 +163,11 @@ def flow_from_text(client: str, server: str, protocol: str, interface: str = "")
     """
     number = PROTOCOLS.get(protocol.lower())
     if number is None:
-        raise UsageError(f"protocol {protocol!r}: expected {', '.join(PROTOCOLS)}")
+        raise bad_params(f"protocol {protocol!r}: expected {', '.join(PROTOCOLS)}")
     source, source_port = _end_point(client, "client", number)
     destination, destination_port = _end_point(server, "server", number)
     if source.version != destination.version:
-        raise UsageError(f"client {client} and server {server}: expected the same IP version")
+        raise bad_params(f"client {client} and server {server}: expected the same IP version")
     head = (interface, None, 0, source.packed, destination.packed)
     if number in _BORROWED_PORTS:
         return Flow(*head, number, _BORROWED_PORTS[number], _BORROWED_PORTS[number])
@@ -195,7 +195,7 @@ def _end_point(text: str, name: str, protocol: int) -> tuple[IPAddress, int]:
         if not 0 <= number <= 65535:
             raise ValueError
     except ValueError:
-        raise UsageError(
+        raise bad_params(
             f"{name} {text!r}: expected an IP address and a port, as in 10.0.0.7:80"
         ) from None
     return ip, number

@@ -16,7 +16,7 @@ from convergence.events import (
 )
 from softnlb.config import load_in_child
 from softnlb.control import socket_path
-from softnlb.errors import SoftnlbError
+from softnlb.errors import ReturnCode, SoftnlbError
 
 if TYPE_CHECKING:
     from softnlb.agent import Agent
@@ -45,7 +45,10 @@ def _reload(agent: Agent) -> str:
     changed.
     """
     if agent.changes.saving:
-        raise SoftnlbError("the file is being written after a change of the cluster: try again")
+        raise SoftnlbError(
+            "the file is being written after a change of the cluster: try again",
+            code=ReturnCode.CONVERGING,
+        )
     present = agent.pending or agent.config
     fresh = load_in_child(present.path, partial(_serve_until, agent))
     if fresh == present:
@@ -56,7 +59,8 @@ def _reload(agent: Agent) -> str:
     if socket_path(fresh) != socket_path(present) or fresh.interface != present.interface:
         raise SoftnlbError(
             "the cluster IP address, host id and interface of a running agent cannot change: "
-            "stop this agent and start it again"
+            "stop this agent and start it again",
+            code=ReturnCode.BAD_PARAMS,
         )
     agent.adopt(fresh)
     return "configuration changed, the host left and joins again"
@@ -91,7 +95,8 @@ def _apply(agent: Agent, present: ClusterConfig, fresh: ClusterConfig) -> str:
         try:
             agent.step(CommandReceived(agent.now_ms(), Command.SET_KEYRING, keyring=fresh.keyring))
         except CommandError as error:
-            raise SoftnlbError(f"the keys stay as they are: {error}") from error
+            sentence = f"the keys stay as they are: {error}"
+            raise SoftnlbError(sentence, code=ReturnCode.BAD_PARAMS) from error
         done.append("keys changed")
     if fresh.load_weights != present.load_weights:
         for slot, weight in enumerate(fresh.load_weights):

@@ -15,6 +15,8 @@ from tests.test_agent import VIP, Host, start_all
 
 CLUSTER_MAC = "02:bf:0a:01:00:64"
 
+OWN = 'additional_dedicated_ip_addresses = ["10.9.9.9/32"]'
+
 ADD = {"do": "add", "rule": {"ports": "443", "affinity": "none"}}
 
 
@@ -140,7 +142,7 @@ def convergences(hosts: list[Host]) -> list[int]:
         ("# a comment", "nothing changed"),
         ('initial_state = "stopped"', "in force from the next start on"),
         ("retain_suspended = true", "in force from the next start on"),
-        ('additional_dedicated_ip_addresses = ["10.9.9.9/32"]', "dedicated IP addresses changed"),
+        (OWN, "dedicated IP addresses changed"),
     ],
 )
 def test_a_reload_that_changes_nothing_shared_is_no_convergence(
@@ -151,6 +153,8 @@ def test_a_reload_that_changes_nothing_shared_is_no_convergence(
         text = host.config.read_text()
         host.config.write_text(text.replace("[host]", f"[host]\n{line}"))
         assert host.ask("reload")["message"] == done
+        shown = host.ask("params")["additional_dedicated_ip_addresses"]
+        assert shown == (["10.9.9.9/32"] if line == OWN else [])
         assert host.state() == "converged"
         host.config.write_text(text)
         host.ask("reload")

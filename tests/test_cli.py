@@ -228,6 +228,10 @@ def test_wrong_usage_is_2(agent, capsys, args):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
+    assert re.search(r"\((BAD_PARAMS|IO_ERROR)\)$", captured.err)
+    assert run([*args, "--json"]) == 2
+    document = json.loads(capsys.readouterr().out)
+    assert document.get("code", "IO_ERROR") in document["error"]
 
 
 def test_not_running_is_3(run_dir, capsys):

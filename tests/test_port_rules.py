@@ -175,6 +175,9 @@ def test_queryport_names_the_rule_that_covers_the_port(shared, address, port, pr
         ("queryport", {"port": 22}, ReturnCode.NOT_FOUND),
         ("queryport", {"port": 443}, ReturnCode.BAD_PARAMS),
         ("queryport", {"port": "http"}, ReturnCode.BAD_PARAMS),
+        ("launch", {}, ReturnCode.BAD_PARAMS),
+        ("drainstop", {"timeout_s": "soon"}, ReturnCode.BAD_PARAMS),
+        ("explain", {"client": 1, "server": 2}, ReturnCode.BAD_PARAMS),
         ("disable", {"port": 443, "cluster_ip_address": "10.1.0.100"}, ReturnCode.NOT_FOUND),
     ],
 )

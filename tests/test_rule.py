@@ -101,6 +101,12 @@ def test_a_refusal_names_rule_field_and_return_code(
     assert path.read_text() == TEXT
 
 
+def test_an_ipv6_address_may_be_written_in_any_form() -> None:
+    text = '[[port_rule]]\ncluster_ip_address = "2001:DB8:0::100"\nports = "80"\n'
+    at = {"cluster_ip_address": "2001:db8::0:100", "ports": "80", "protocol": None}
+    assert "affinity" in edited(text, {"do": "set", "at": at, "rule": {"affinity": "none"}})
+
+
 def test_a_file_that_cannot_be_written_stays_as_it_is(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
