@@ -10,12 +10,13 @@ import click
 
 from softnlb.cli_common import Result, config_option, json_option, print_json
 from softnlb.cli_show import bold, table
-from softnlb.errors import UsageError
+from softnlb.errors import ReturnCode, UsageError, bad_params
 
 if TYPE_CHECKING:
     from softnlb.config import ClusterConfig
 
 TOLD_BY_DEFAULT = 10
+HOSTS_MAX = 32
 
 
 @click.command()
@@ -108,16 +109,18 @@ def _with_affinity(config: "ClusterConfig", affinity: str | None) -> "ClusterCon
 
 def _hosts(text: str) -> list[int]:
     words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise UsageError(f"--hosts {text}: expected a number of hosts, or ids as in 1,2,4")
+    if not all(word.strip().isdecimal() and len(word) < 20 for word in words):
+        raise bad_params(f"--hosts {text}: expected a number of hosts, or ids as in 1,2,4")
     ids = [int(word) for word in words]
-    return ids if len(ids) > 1 else list(range(1, ids[0] + 1))[:33]
+    if len(set(ids)) < len(ids):
+        raise bad_params(f"--hosts {text}: expected each id once")
+    return ids if len(ids) > 1 else list(range(1, min(ids[0], HOSTS_MAX + 1) + 1))
 
 
 def _weight(text: str) -> tuple[int, int]:
     host, _, weight = text.partition("=")
-    if not (host.isdecimal() and weight.isdecimal()) or int(weight) > 100:
-        raise UsageError(f"--load-weight {text}: expected HOST=WEIGHT, as in 1=30, at most 100")
+    if not (host.isdecimal() and weight.isdecimal() and len(text) < 20) or int(weight) > 100:
+        raise bad_params(f"--load-weight {text}: expected HOST=WEIGHT, as in 1=30, at most 100")
     return int(host), int(weight)
 
 
@@ -130,7 +133,7 @@ def _read(reader: Any, config: "ClusterConfig", path: Path, server: str | None) 
     try:
         with ExitStack() as opened:
             if path.suffix.lower() == ".csv":
-                lines = opened.enter_context(path.open(newline=""))
+                lines = opened.enter_context(path.open(newline="", encoding="utf-8-sig"))
                 address = ip_address(server) if server else config.cluster_ip_addresses[0].ip
                 port = config.port_rules[0].start_port
                 reader.read_flows(flows_of_csv(lines, address.packed, port))
@@ -140,9 +143,10 @@ def _read(reader: Any, config: "ClusterConfig", path: Path, server: str | None) 
                 file = opened.enter_context(path.open("rb"))
             reader.read(packets(file))
     except OSError as error:
-        raise UsageError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        sentence = f"{path}: {(error.strerror or str(error)).lower()}"
+        raise UsageError(sentence, code=ReturnCode.IO_ERROR) from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: expected text in UTF-8 (byte {error.start} is not)") from error
+        raise bad_params(f"{path}: expected text in UTF-8 (byte {error.start} is not)") from error
 
 
 def _human(document: Result, config: "ClusterConfig", top: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from convergence.rules import BUCKETS, Affinity, FilteringMode
 from softnlb.capture_file import ETHERNET, LINKS, CutOff, Link, Packet
 from softnlb.config import ClusterConfig
-from softnlb.errors import ReturnCode, UsageError
+from softnlb.errors import bad_params
 from softnlb.explain import table_of_file
 from softnlb.filter import FilterTable, NoSockets, decide, hash_key, hash_of, match_rule
 from softnlb.packet import TCP, UDP, Flow, parse
@@ -199,7 +199,7 @@ class Reader:
 def _link(kind: int) -> Link:
     if kind not in LINKS:
         known = "Ethernet, raw IP, Linux cooked or BSD loopback"
-        raise UsageError(f"link type {kind}: expected {known}", code=ReturnCode.BAD_PARAMS)
+        raise bad_params(f"link type {kind}: expected {known}")
     return LINKS[kind]
 
 
@@ -210,7 +210,7 @@ def _table(config: ClusterConfig, server: str | None) -> FilterTable:
     try:
         address = ip_address(server)
     except ValueError:
-        raise UsageError(f"--server {server}: expected an IP address") from None
+        raise bad_params(f"--server {server}: expected an IP address") from None
     primary = config.cluster_ip_addresses[0].ip
     rules = tuple(
         replace(each, rule=replace(each.rule, cluster_ip_address=address))
@@ -227,6 +227,8 @@ def _table(config: ClusterConfig, server: str | None) -> FilterTable:
 
 COLUMNS = ("client", "client_port", "port", "protocol", "packets", "bytes")
 _NUMBERS = {"tcp": TCP, "udp": UDP}
+_COUNT_MAX = (1 << 53) - 1
+"""Of packets and bytes in one line: what every reader of JSON takes."""
 
 
 def flows_of_csv(file: TextIO, server: bytes, port: int) -> Iterator[tuple[Flow, int, int]]:
@@ -238,30 +240,37 @@ def flows_of_csv(file: TextIO, server: bytes, port: int) -> Iterator[tuple[Flow,
     """
     columns: tuple[str, ...] = COLUMNS
     reader = csv.reader(file)
-    for row in reader:
-        cells = [cell.strip() for cell in row]
-        if not any(cells) or cells[0].startswith("#"):
-            continue
-        if reader.line_num == 1 and "client" in [cell.lower() for cell in cells]:
-            columns = tuple(cell.lower() for cell in cells)
-            continue
-        found = dict(zip(columns, cells, strict=False))
-        try:
-            yield _flow(found, server, port)
-        except (KeyError, ValueError) as error:
-            raise UsageError(
-                f"line {reader.line_num}: {error}; expected {', '.join(COLUMNS)}",
-                code=ReturnCode.BAD_PARAMS,
-            ) from None
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or cells[0].startswith("#"):
+                continue
+            if reader.line_num == 1 and "client" in [cell.lower() for cell in cells]:
+                columns = tuple(cell.lower() for cell in cells)
+                continue
+            yield _flow(dict(zip(columns, cells, strict=False)), server, port)
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, csv.Error) as error:
+        sentence = f"line {reader.line_num}: {error}; the columns are {', '.join(COLUMNS)}"
+        raise bad_params(sentence) from None
 
 
 def _flow(cells: Mapping[str, str], server: bytes, port: int) -> tuple[Flow, int, int]:
-    source = ip_address(cells["client"]).packed
+    source = ip_address(cells.get("client", "")).packed
     if len(source) != len(server):
-        raise ValueError(f"{cells['client']} is of another IP version than the cluster")
-    protocol = _NUMBERS[cells.get("protocol", "").lower() or "tcp"]
-    client_port, port = int(cells.get("client_port") or 0), int(cells.get("port") or port)
-    packets, size = int(cells.get("packets") or 1), int(cells.get("bytes") or 0)
-    if not all(0 <= n <= 65535 for n in (client_port, port)) or packets < 0 or size < 0:
-        raise ValueError("a number out of range")
-    return Flow("", None, 0, source, server, protocol, client_port, port), packets, size
+        raise ValueError(f"client {cells['client']} is of another IP version than the cluster")
+    name = cells.get("protocol", "").lower() or "tcp"
+    if name not in _NUMBERS:
+        raise ValueError(f"protocol {name!r}: expected {' or '.join(_NUMBERS)}")
+    client_port = _whole(cells, "client_port", 0, 65535)
+    port = _whole(cells, "port", port, 65535)
+    packets, size = _whole(cells, "packets", 1, _COUNT_MAX), _whole(cells, "bytes", 0, _COUNT_MAX)
+    return Flow("", None, 0, source, server, _NUMBERS[name], client_port, port), packets, size
+
+
+def _whole(cells: Mapping[str, str], name: str, default: int, most: int) -> int:
+    text = cells.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
+        raise ValueError(f"{name} {text[:40]!r}: expected a whole number from 0 to {most}")
+    return int(text)

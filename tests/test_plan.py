@@ -264,11 +264,22 @@ def test_a_table_of_clients(config) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["host7", "10.0.0.1,x", "10.0.0.1,1,65536", "10.0.0.1,1,1,sctp", "10.0.0.1,1,1,tcp,-1", "::1"],
+    [
+        "host7",
+        "10.0.0.1,x: client_port",
+        "10.0.0.1,1,65536: port",
+        "10.0.0.1,1,1,sctp: protocol",
+        "10.0.0.1,1,1,tcp,-1: packets",
+        f"10.0.0.1,1,1,tcp,{'9' * 400}: packets",
+        "10.0.0.1,1,1,tcp,1,1e9: bytes",
+        "::1: client",
+        f"{'9' * 200_000}: field",
+    ],
 )
-def test_a_table_with_an_error_names_its_line(config, line) -> None:
+def test_a_table_with_an_error_names_its_line_and_column(config, line) -> None:
+    line, _, column = line.partition(": ")
     server = config.cluster_ip_addresses[0].ip.packed
-    with pytest.raises(UsageError, match="line 2"):
+    with pytest.raises(UsageError, match=rf"line 2: {column}.*\(BAD_PARAMS\)$"):
         list(flows_of_csv(io.StringIO(f"10.0.0.1\n{line}\n"), server, 80))
 
 
@@ -285,6 +296,10 @@ def test_the_command(tmp_path, config, capsys) -> None:
         ["--hosts", "0"],
         ["--hosts", "33"],
         ["--hosts", "two"],
+        ["--hosts", "1,2,1"],
+        ["--hosts", "9999999999"],
+        ["--hosts", "9" * 5000],
+        ["--load-weight", "1=" + "9" * 5000],
         ["--fail", "9"],
         ["--load-weight", "9=1"],
         ["--load-weight", "1=101"],
@@ -293,6 +308,13 @@ def test_the_command(tmp_path, config, capsys) -> None:
     ):
         assert run(["plan", *files, *wrong]) == 2, wrong
         assert capsys.readouterr().err.startswith("softnlb: ")
+    table = tmp_path / "clients.csv"
+    table.write_text("client,packets\n10.0.0.9,7\n", encoding="utf-8-sig")  # as Excel writes it
+    assert run(["plan", *files, "--clients", str(table), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["packets"] == 7
+    table.write_bytes(b"client\n\xff\n")
+    assert run(["plan", *files, "--clients", str(table)]) == 2
+    assert "expected text in UTF-8" in capsys.readouterr().err
 
 
 def test_a_capture_of_other_addresses_leads_to_server(tmp_path, config, capsys) -> None:
