@@ -3,6 +3,7 @@
 from ipaddress import IPv4Interface, IPv6Interface
 
 from convergence.rules import FilteringMode, PortRule, Protocol
+from modes.mac import format_mac, w_x_y_z
 from modes.plan import Mode
 from softnlb.config import ClusterConfig
 
@@ -32,6 +33,10 @@ def script(config: ClusterConfig) -> tuple[str, list[str]]:
         *(
             f"Add-NlbClusterVip -InterfaceName $interface {_address('IP', 'SubnetMask', one)}"
             for one in additional
+        ),
+        *(
+            f"Add-NlbClusterNodeDip -InterfaceName $interface {_address('IP', 'SubnetMask', one)}"
+            for one in config.additional_dedicated_ip_addresses
         ),
         "Set-NlbClusterNode -InterfaceName $interface"
         f" -HostPriority {config.host_id} -InitialHostState {config.initial_state.capitalize()}"
@@ -73,12 +78,24 @@ def _lacking(config: ClusterConfig) -> list[str]:
             f"alive message period {period_ms} ms, tolerance {tolerance}: registry values"
             " AliveMsgPeriod and AliveMsgTolerance, no cmdlet sets them"
         )
-    if config.hash_seed != int(config.cluster_ip_addresses[0].ip) & 0xFFFF_FFFF:
+    choices = config.link_choices
+    if choices.cluster_mac is not None:
+        lacking.append(
+            f"cluster_mac {format_mac(choices.cluster_mac)}: registry values IPToMACEnable and"
+            " ClusterNetworkAddress, no cmdlet sets them"
+        )
+    if not choices.mask_source_mac:
+        lacking.append("mask_source_mac: registry value MaskSourceMAC, no cmdlet sets it")
+    if not choices.arp_for_vip:
+        lacking.append("arp_for_vip: registry value MulticastARPEnable, no cmdlet sets it")
+    if config.hash_seed != int(w_x_y_z(config.cluster_ip_addresses[0].ip)):
         lacking.append(f"hash_seed {config.hash_seed}: NLB's hash has none that can be chosen")
     if config.filter_icmp:
         lacking.append("filter_icmp: a registry value, no cmdlet sets it")
     if config.keyring.keys:
         lacking.append("keys: NLB's heartbeats are not authenticated")
+    if config.remote_control_port is not None:
+        lacking.append("remote_control: NLB's has a password; cmdlets reach the other hosts")
     if config.health_probes:
         lacking.append("health probes: NLB looks at no service")
     if config.cluster_ip_addresses[0].version == 6:

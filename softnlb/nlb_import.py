@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
-from softnlb.errors import UsageError
+from softnlb.errors import bad_params
 
 PROTOCOLS = {"1": "tcp", "2": "udp", "3": "both", "tcp": "tcp", "udp": "udp", "both": "both"}
 MODES = {"1": "single", "2": "multiple", "3": "disabled"}
@@ -99,12 +99,37 @@ def read(text: str, node: str | None = None) -> Imported:
         try:
             _read_objects(found, json.loads(text.lstrip("\ufeff")), node)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"not the JSON of Get-NlbCluster*: {error}") from error
+            raise bad_params(f"not the JSON of Get-NlbCluster*: {error}") from error
     else:
         _read_display(found, text)
     if "ip_address" not in found.cluster:
-        raise UsageError("no cluster in it: neither `nlb display` nor Get-NlbCluster* as JSON")
+        raise bad_params("no cluster in it: neither `nlb display` nor Get-NlbCluster* as JSON")
+    _complete(found)
     return found
+
+
+def _complete(found: Imported) -> None:
+    """What NLB means by its absence, and addresses that only rules name."""
+    if not found.rules:
+        # Here a file without rules has one for all ports; with NLB they are the default host's.
+        found.rules.append({"ports": "0-65535", "filtering_mode": "single"})
+        found.lack("port rules", "none", "all traffic goes to one host, as without any in NLB")
+    additional = found.cluster.get("additional_ip_addresses", [])
+    known = {text.partition("/")[0] for text in (found.cluster["ip_address"], *additional)}
+    length = found.cluster["ip_address"].partition("/")[2]
+    for address in dict.fromkeys(rule.get("cluster_ip_address") for rule in found.rules):
+        if address is None or address in known or not _is_like(address, found):
+            continue
+        found.cluster["additional_ip_addresses"] = additional = [*additional, f"{address}/{length}"]
+        found.lack("VIP", address, "only a rule names it: the mask of the primary one is assumed")
+
+
+def _is_like(address: str, found: Imported) -> bool:
+    """An address of the version of the primary one."""
+    try:
+        return ip_address(address).version == ip_interface(found.cluster["ip_address"]).version
+    except ValueError:
+        return False
 
 
 # ---------------------------------------------------------------- nlb display
@@ -112,21 +137,25 @@ def read(text: str, node: str | None = None) -> Imported:
 
 def _read_display(found: Imported, text: str) -> None:
     values: dict[str, str] = {}
+    rules = 0
     for line in text.splitlines():
         if "event messages" in line.lower():
             break  # what follows are sentences and other programs' output
         name, equals, value = line.partition("=")
         if equals and name.strip() and name.strip("= \t") != "":
             values[name.strip()] = value.strip()
-        elif rule := _display_rule(found, line.split()):
-            found.rules.append(rule)
+        elif len(words := line.split()) >= 5 and words[1].isdecimal() and words[2].isdecimal():
+            rules += 1
+            if rule := _display_rule(found, words):
+                found.rules.append(rule)
     _parameters(found, values)
+    told = next((value for name, value in values.items() if name.lower() == "numberofrules"), "")
+    if told.isdecimal() and told != str(rules):
+        found.lack("NumberOfRules", told, f"{rules} could be read")
 
 
 def _display_rule(found: Imported, words: list[str]) -> Values | None:
     """VIP, start, end, protocol, mode, then priority, or load and affinity."""
-    if len(words) < 5 or not (words[1].isdecimal() and words[2].isdecimal()):
-        return None
     vip, start, end, protocol, mode, *rest = words
     rule: Values = {"IPAddress": vip, "StartPort": start, "EndPort": end}
     rule |= {"Protocol": protocol, "Mode": mode}
@@ -224,7 +253,7 @@ def _read_objects(found: Imported, document: Any, node: str | None) -> None:
             _cluster(found, one)
         elif "IPAddress" in one and ("NodeName" in one or "HostName" in one):
             dedicated.append(one)
-        elif "IPAddress" in one:
+        elif one.get("IPAddress"):
             address = _interface(str(one["IPAddress"]), str(one.get("SubnetMask", "")))
             found.cluster.setdefault("additional_ip_addresses", []).append(address)
     others = found.cluster.get("additional_ip_addresses", [])
@@ -243,7 +272,7 @@ def _chosen(nodes: list[Values], node: str | None) -> Values:
         return nodes[0]
     chosen = ids.get(str(node)) or names.get(str(node).lower())
     if chosen is None:
-        raise UsageError(f"several hosts are in it, name one with --host: {', '.join(ids)}")
+        raise bad_params(f"several hosts are in it, name one with --host: {', '.join(ids)}")
     return chosen
 
 
@@ -283,8 +312,11 @@ def _rule(found: Imported, one: Values) -> Values | None:
     """A table [[port_rule]]; None, and told, when a part of it cannot be expressed."""
     start, end = one.get("StartPort", one.get("Start")), one.get("EndPort", one.get("End"))
     name = f"port rule {start}-{end}"
+    if not all(str(port).isdecimal() and len(str(port)) < 6 for port in (start, end)):
+        found.lack(name, f"{start}-{end}", "ports of a rule that is left out")
+        return None
     rule: Values = {}
-    address = str(one.get("IPAddress", "all")).lower()
+    address = str(one.get("IPAddress") or "all").lower()
     if address not in EVERY_ADDRESS:
         rule["cluster_ip_address"] = address
     rule["ports"] = f"{start}-{end}" if str(start) != str(end) else str(start)

@@ -105,7 +105,44 @@ def test_what_our_own_nlb_display_shows(capsys: pytest.CaptureFixture[str]) -> N
     assert [rule["filtering_mode"] for rule in found.rules] == ["multiple", "single", "disabled"]
     assert found.rules[0]["load_weight"] == "equal"
     assert found.rules[1] | {"cluster_ip_address": "10.1.0.101"} == found.rules[1]
-    assert found.unmapped == []
+    # NLB's list of parameters has the primary address only.
+    assert found.cluster["additional_ip_addresses"] == ["10.1.0.101/24"]
+    assert [str(one)[:16] for one in found.unmapped] == ["VIP = 10.1.0.101"]
+
+
+def test_a_cluster_without_rules_has_the_default_host_for_everything(tmp_path: Path) -> None:
+    """A file without rules would have one for all ports, on all hosts."""
+    text = (SHOWN / "display.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.split()[3:4] or "=" in line]
+    source = tmp_path / "shown.txt"
+    source.write_text("\n".join(lines))
+    (rule,) = imported(tmp_path, str(source)).port_rules
+    assert (rule.start_port, rule.end_port) == (0, 65535)
+    assert rule.filtering_mode is FilteringMode.SINGLE_HOST
+    told = run("import", str(source)).stderr
+    assert "NumberOfRules = 3: 0 could be read" in told
+    assert "port rules = none: all traffic goes to one host" in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("StartPort", "a", "port rule a-80 = a-80: ports of a rule that is left out"),
+        ("EndPort", None, "port rule 80-None = 80-None: ports of a rule that is left out"),
+        ("Protocol", [6], "port rule 80-80 = [6]: Protocol of a rule that is left out"),
+        ("Affinity", 7, "port rule 80-80 = 7: Affinity of a rule that is left out"),
+        ("LoadWeight", "x", "port rule 80-80, LoadWeight = x: expected a whole number"),
+    ],
+)
+def test_what_a_rule_cannot_be_is_told_and_the_import_goes_on(
+    key: str, value: object, told: str
+) -> None:
+    cluster = {"IPAddress": "10.1.0.100", "SubnetMask": "255.255.255.0", "OperationMode": "UNICAST"}
+    rule = {"StartPort": 80, "EndPort": 80, "Protocol": 1, "Mode": 2, "Affinity": 1}
+    other = rule | {"StartPort": 443, "EndPort": 443}
+    found = read(json.dumps([cluster, rule | {key: value}, other, {"IPAddress": None}]))
+    assert [str(one) for one in found.unmapped] == [told]
+    assert found.rules[-1]["ports"] == "443"
 
 
 def test_a_switch_of_the_multicast_modes_takes_no_arp_from_a_unicast_cluster() -> None:
@@ -170,3 +207,21 @@ def test_the_script_builds_the_same_cluster(tmp_path: Path) -> None:
     assert "\n".join(code) + "\n" == SCRIPT
     assert [line[2:] for line in comments[1:]] == told.stderr.splitlines()
     assert "AliveMsgPeriod" in told.stderr and "hash_seed 7" in told.stderr
+
+
+def test_the_script_has_every_dedicated_address_and_names_what_only_the_registry_has(
+    tmp_path: Path,
+) -> None:
+    more = """
+cluster_mac = "02-11-22-33-44-55"
+mask_source_mac = false
+arp_for_vip = false"""
+    text = FILE.replace('mode = "igmp"', f'mode = "unicast"{more}')
+    own = 'additional_dedicated_ip_addresses = ["10.1.0.22/24"]'
+    file = tmp_path / "cluster.toml"
+    file.write_text(text.replace("id = 2", f"id = 2\n{own}"))
+    told = run("export", str(file))
+    dip = "Add-NlbClusterNodeDip -InterfaceName $interface -IP 10.1.0.22 -SubnetMask 255.255.255.0"
+    assert dip in told.stdout.splitlines()
+    for name in ("IPToMACEnable", "MaskSourceMAC", "MulticastARPEnable"):
+        assert name in told.stderr
