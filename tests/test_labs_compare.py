@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from labs.compare import cell
+from labs.compare import cell, tables
 from labs.compare.judge import LONG_WAIT, NO_OUTAGE, RECONNECT, judge, judge_many
 from labs.compare.methods import METHODS
 from labs.compare.page import page
@@ -123,12 +123,24 @@ def test_the_tables_name_what_was_measured(measured, capsys):
     assert told["dead service noticed"].startswith("yes, ")
     assert told["taken out, it is free of clients"] == "?", "nobody was taken out"
     show(results, out)
-    assert "long TCP session" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "long TCP session" in shown
+    assert "?: not measured" in shown
     text = page(results)
     linked = re.findall(r'href="([^"]+)"', text)
     assert {"lb-direct-return-app-down.jsonl", "lb-direct-return-steady.pcapng"} <= set(linked)
     assert all((out / name).is_file() for name in linked)
     assert text.count('class="fair"') == 4, "the four clients that had to connect again"
+
+
+@pytest.mark.parametrize(("width", "sizes"), [(150, [9]), (80, [3, 3, 3]), (60, [2, 2, 2, 2, 1])])
+def test_a_table_has_as_many_methods_as_the_terminal_has_room_for(width, sizes, monkeypatch):
+    names = [f"method{n}" for n in range(9)]
+    monkeypatch.setattr(tables, "features", lambda results, method: method != "unmeasured")
+    parts = tables.side_by_side({"methods": [*names, "unmeasured"]}, width)
+    assert [len(part) for part in parts] == sizes
+    assert [name for part in parts for name in part] == names
+    assert not tables.side_by_side({"methods": ["unmeasured"]}, width)
 
 
 def test_what_this_machine_lacks_is_skipped_with_what_helps():

@@ -1,5 +1,6 @@
 """The comparison as tables on the terminal: clients under faults, and the methods side by side."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,10 @@ from labs.compare.judge import LONG_WAIT, NO_OUTAGE
 
 STYLES = {NO_OUTAGE: "green", LONG_WAIT: "red"}
 OTHER_STYLE = "yellow"
+
+FEATURE_COLUMNS = 22
+METHOD_COLUMNS = 14
+"""So wide at least, or words are cut."""
 
 
 def seconds(client: dict[str, Any]) -> str:
@@ -61,6 +66,15 @@ def features(results: dict[str, Any], method: str) -> list[tuple[str, str]]:
     ]
 
 
+def side_by_side(results: dict[str, Any], width: int) -> list[list[str]]:
+    """The methods that were measured, as many beside each other as a terminal has room for."""
+    methods = [method for method in results["methods"] if features(results, method)]
+    room = max(1, (width - FEATURE_COLUMNS) // METHOD_COLUMNS)
+    tables = math.ceil(len(methods) / room)
+    each = math.ceil(len(methods) / max(1, tables))  # alike, instead of a last one alone
+    return [methods[start : start + each] for start in range(0, len(methods), each or 1)]
+
+
 def show(results: dict[str, Any], out: Path) -> None:
     """All tables."""
     from rich.table import Table
@@ -88,16 +102,20 @@ def show(results: dict[str, Any], out: Path) -> None:
                 row.append(Text(text, style=STYLES.get(client["outcome"], OTHER_STYLE)))
             table.add_row(*row)
         console.print(table)
-    methods = [method for method in results["methods"] if features(results, method)]
-    if methods:
-        table = Table(title="The methods side by side, measured", title_justify="left")
+    title = "The methods side by side, measured"
+    for part in side_by_side(results, console.width):
+        table = Table(title=title, title_justify="left")
         table.add_column("")
-        for method in methods:
+        for method in part:
             table.add_column(results["short"][method])
-        columns = [dict(features(results, method)) for method in methods]
+        columns = [dict(features(results, method)) for method in part]
         for feature in columns[0]:
             table.add_row(feature, *(column[feature] for column in columns))
         console.print(table)
+        title = ""
+    found = [value for method in results["methods"] for _, value in features(results, method)]
+    if "?" in found:
+        console.print("?: not measured, for want of the fault that would show it")
     for gap in results["keepalived_gaps"]:
         if "gaps_s" in gap:
             console.print(
