@@ -47,7 +47,7 @@ from softnlb.history import History, agent_started
 from softnlb.kernel import boot_ms
 from softnlb.notify import Notifier
 from softnlb.planes import Choice, choose
-from softnlb.reload import reload
+from softnlb.reload import begin_anew, reload
 from softnlb.remote import RemoteControl
 from softnlb.serving import Serving, host_config, table_of
 from softnlb.signals import Signals
@@ -84,11 +84,11 @@ class Agent:
         self._next_check_ms = 0
         self._running = True
         self._watched: tuple[int, ...] = ()
-        self._restart = False
+        self.restart = False
         self.pending: ClusterConfig | None = None  # in force when this host has left
         self._loop = selectors.DefaultSelector()
         self.changes = Changes(self, self._loop)
-        self._new_machine()
+        self.new_machine()
         self.sockets = SocketWatch()
         self._loop.register(self.sockets, selectors.EVENT_READ, self._scanned)
         self._affinity = Affinity()
@@ -283,6 +283,11 @@ class Agent:
 
     # ------------------------------------------------------------ what operators ask for
 
+    @property
+    def is_ending(self) -> bool:
+        """Somebody told the process to end."""
+        return not self._running
+
     def start(self, force: bool = False) -> None:
         """Join the cluster; on a draining host, end the drain."""
         if self.serving is None:
@@ -300,7 +305,7 @@ class Agent:
 
     def stop(self, restart: bool = False) -> None:
         """Hand everything over and leave; ``restart``: and join again."""
-        self._restart = restart
+        self.restart = restart
         self.sockets.end_drain()
         self.step(CommandReceived(boot_ms(), Command.STOP))
 
@@ -319,22 +324,8 @@ class Agent:
         """Read the configuration again; returns what was done about it."""
         return reload(self)
 
-    def adopt(self, fresh: ClusterConfig) -> None:
-        """Leave the cluster, when in it, and join again as the fresh configuration says."""
-        self.pending = fresh  # until it has left, all it knows is of the rules that it serves by
-        if self.serving is None:
-            self._begin_anew()
-        else:
-            self.stop(restart=self._running)
-
-    def _begin_anew(self) -> None:
-        fresh, self.pending = self.pending, None
-        if fresh is not None:
-            self.config = fresh
-            self.remote.reopen()
-            self._new_machine()
-
-    def _new_machine(self) -> None:
+    def new_machine(self) -> None:
+        """Know nothing of the cluster, and go by the configuration of now."""
         self.machine = Machine(host_config(self.config, self.changes.kept_digests()), boot_ms())
         self.history.phases_told = 0
 
@@ -348,10 +339,7 @@ class Agent:
         self._probes.close()
         self.health.stop()
         serving.stop()
-        self._begin_anew()
-        if self._restart:
-            self._restart = False
-            self.start()
+        begin_anew(self)
 
     def _watch(self, serving: Serving) -> None:
         """Wake for heartbeats, for changes that others make, for the end of the data plane."""

@@ -62,8 +62,38 @@ def _reload(agent: Agent) -> str:
             "stop this agent and start it again",
             code=ReturnCode.BAD_PARAMS,
         )
-    agent.adopt(fresh)
-    return "configuration changed, the host left and joins again"
+    was_stopped = agent.serving is None
+    _adopt(agent, fresh)
+    if was_stopped:
+        return "configuration changed, in force from the next start on"
+    again = "joins" if agent.serving is not None else "cannot join"  # a lone host has left by now
+    return f"configuration changed, the host left and {again} again"
+
+
+def _adopt(agent: Agent, fresh: ClusterConfig) -> None:
+    """Leave the cluster, when in it, and join again as the fresh configuration says."""
+    agent.pending = fresh  # until it has left, all it knows is of the rules that it serves by
+    if agent.serving is None:
+        begin_anew(agent)
+    else:
+        agent.stop(restart=not agent.is_ending)
+
+
+def begin_anew(agent: Agent) -> None:
+    """The host has left: take up what a reload has found, and join again if it is to."""
+    fresh, agent.pending = agent.pending, None
+    if fresh is not None:
+        agent.config = fresh
+        agent.remote.reopen()
+        agent.new_machine()
+    if not agent.restart:
+        return
+    agent.restart = False
+    try:
+        agent.start()
+    except (SoftnlbError, OSError) as error:
+        text = f"This host cannot join again and stays stopped: {error}"
+        agent.tell(LogEvent("restart-failed", Severity.ERROR, text))
 
 
 def _serve_until(agent: Agent, descriptor: int) -> bool:

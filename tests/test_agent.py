@@ -369,6 +369,40 @@ def test_reload_of_what_all_must_share_joins_again(hosts: list[Host]) -> None:
     assert host.ask("params")["configuration_digest"] != before
 
 
+def test_what_cannot_start_after_a_reload_stays_stopped_and_takes_orders(hosts: list[Host]) -> None:
+    """The file names a cluster address that something else has configured here."""
+    host = hosts[0]
+    host.start()
+    host.wait_state("converged")
+    host.node.run("ip address add 10.1.0.101/24 dev eth0")
+    host.configure(cluster='additional_ip_addresses = ["10.1.0.101/24"]')
+    assert "the host left and cannot join again" in host.ask("reload")["message"]
+    assert host.state() == "stopped"
+    (why,) = [one for one in host.ask("display")["events"] if one["name"] == "restart-failed"]
+    assert "10.1.0.101 is already configured" in why["text"]
+    host.node.run("ip address del 10.1.0.101/24 dev eth0")
+    host.ask("start")
+    host.wait_state("converged")
+    assert host.ask("params")["cluster_ip_addresses"] == ["10.1.0.100/24", "10.1.0.101/24"]
+
+
+def test_a_stop_while_the_host_leaves_to_join_again_is_obeyed(hosts: list[Host]) -> None:
+    """It takes a while, for the other one does not answer."""
+    host, other = hosts[:2]
+    start_all([host, other])
+    host.configure(cluster="filter_icmp = true")
+    assert other.process is not None
+    other.process.send_signal(signal.SIGSTOP)
+    host.ask("reload")
+    assert host.ask("display")["query"]["state"] == "draining"
+    assert host.ask("params")["filter_icmp"] is False, "it serves by the former rules still"
+    host.ask("stop")
+    host.wait_state("stopped")
+    names = [event["name"] for event in host.ask("display")["events"]]
+    assert (names.count("started"), names[-1]) == (1, "stopped")
+    assert host.ask("params")["filter_icmp"] is True
+
+
 @pytest.mark.parametrize(
     "deed",
     [
