@@ -116,11 +116,13 @@ def _target(words: list[str], local: bool) -> Target:
     if len(words) > 1:
         raise bad_params(f"{words[1]!r} is one word too many: a target is CLUSTER[:HOST].")
     cluster, _, host = split_address(words[0])
-    return Target(_address(cluster), None if host in ("", "all") else host, not local)
+    if host.lower() in ("", "all"):
+        return Target(_address(cluster), None, not local)
+    return Target(_address(cluster), host if host.isdecimal() else _address(host), not local)
 
 
 def _address(name: str) -> str:
-    """A cluster by its IP address or its name."""
+    """A cluster or a host by its IP address or its name."""
     try:
         return str(ip_address(name))
     except ValueError:
@@ -130,7 +132,7 @@ def _address(name: str) -> str:
     try:
         return str(socket.getaddrinfo(name, None)[0][4][0])
     except OSError as error:
-        sentence = f"{name!r} is no cluster IP address, nor a name that leads to one."
+        sentence = f"{name!r} is no IP address, nor a name that leads to one."
         raise bad_params(sentence) from error
 
 

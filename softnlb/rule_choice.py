@@ -6,6 +6,7 @@ SoftnlbError with NLB's return code.
 """
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 from convergence.rules import IPAddress, PortRule, Protocol
@@ -47,6 +48,14 @@ def covering(
     return slots[0]
 
 
+def shortest(address: object) -> str:
+    """An address in its one shortest form, whatever form it came in; other text as it is."""
+    try:
+        return str(ip_address(str(address)))
+    except ValueError:
+        return str(address)
+
+
 def _covers(rule: PortRule, port: int | None, protocol: Protocol) -> bool:
     inside = port is None or rule.start_port <= port <= rule.end_port
     return inside and bool(rule.protocol & protocol)
@@ -57,6 +66,7 @@ def _read(
 ) -> tuple[str | None, int | None, Protocol]:
     """Address and port, each None for all, and the protocol."""
     address, port = arguments.get("cluster_ip_address"), arguments.get("port", "all")
+    address = None if address is None else shortest(address)
     known = [str(each) for each in addresses]
     if address not in (None, "all", *known):
         raise SoftnlbError(

@@ -13,11 +13,11 @@ whatever it is).  What the values may be the check of the whole file says.
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softnlb.errors import ReturnCode, SoftnlbError
+from softnlb.rule_choice import shortest
 
 if TYPE_CHECKING:
     from softnlb.config import ClusterConfig
@@ -117,18 +117,10 @@ def _place(rules: Any, at: Change) -> int:
 def _is_at(rule: Change, at: Change) -> bool:
     start, end = _ports(at)
     first, last = _ports(rule)
-    same = _address(rule["cluster_ip_address"]) == _address(at["cluster_ip_address"])
+    same = shortest(rule["cluster_ip_address"]) == shortest(at["cluster_ip_address"])
     if at.get("protocol") and rule["protocol"] != at["protocol"]:
         return False
     return same and ((start, end) == (first, last) or first <= start == end <= last)
-
-
-def _address(text: object) -> str:
-    """In its one shortest form: files and operators may write an IPv6 address in others."""
-    try:
-        return str(ip_address(str(text)))
-    except ValueError:
-        return str(text)
 
 
 def _ports(rule: Change) -> tuple[int, int]:

@@ -140,6 +140,7 @@ def test_the_grammar(line: str, expected: Request) -> None:
         "queryport 70000",
         "drain all:http",
         "help launch",
+        "query 10.1.0.100:no.such.name.invalid",
     ],
 )
 def test_what_the_grammar_does_not_know_is_wrong_usage(line: str, capsys) -> None:
@@ -149,8 +150,10 @@ def test_what_the_grammar_does_not_know_is_wrong_usage(line: str, capsys) -> Non
     assert "(BAD_PARAMS)" in told
 
 
-def test_a_cluster_may_be_named() -> None:
-    assert parse(["query", "localhost"]).target.cluster in ("127.0.0.1", "::1")
+def test_a_cluster_and_a_host_may_be_named() -> None:
+    target = parse(["query", "localhost:localhost"]).target
+    assert target.cluster in ("127.0.0.1", "::1")
+    assert target.host == target.cluster
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
+from convergence.rules import DEFAULT_RULE
 from softnlb import durable
 from softnlb.cli import run
 from softnlb.config import load
 from softnlb.control import socket_path
+from softnlb.rule_choice import chosen, covering
 from softnlb.rule_edit import checked, edited, refuse_what_needs_a_stop
 from tests.fake_agent import QUERY, FakeAgent, serving
 
@@ -105,6 +109,11 @@ def test_an_ipv6_address_may_be_written_in_any_form() -> None:
     text = '[[port_rule]]\ncluster_ip_address = "2001:DB8:0::100"\nports = "80"\n'
     at = {"cluster_ip_address": "2001:db8::0:100", "ports": "80", "protocol": None}
     assert "affinity" in edited(text, {"do": "set", "at": at, "rule": {"affinity": "none"}})
+    address = ip_address("2001:db8::100")
+    rules = [replace(DEFAULT_RULE, cluster_ip_address=address)]
+    asked = {"cluster_ip_address": "2001:DB8:0::100", "port": 80}
+    assert chosen(rules, [address], asked) == (0,)
+    assert covering(rules, [address], asked) == 0
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_is(
