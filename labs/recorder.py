@@ -123,7 +123,7 @@ class SwitchWatch:
         """Ports whose cable was laid anew; whoever counts there takes them out."""
         self._index = {port: socket.if_nametoindex(port) for port in ports}
         self._no_ports = {name for _, name in socket.if_nameindex()} - self._index.keys()
-        self._learned: dict[str, str] = {}
+        self._learned: dict[tuple[bytes, str], str] = {}
         self._up: dict[str, bool] = {}
 
     def heard(self) -> None:
@@ -149,12 +149,13 @@ class SwitchWatch:
         if family != AF_BRIDGE or state & NUD_PERMANENT or NDA_LLADDR not in found:
             return
         mac, port = found[NDA_LLADDR].hex("-").upper(), _name(index)
+        entry = found.get(NDA_MASTER, b""), mac  # each of two bridges has a table of its own
         if not new:
-            self._learned.pop(mac, None)
+            self._learned.pop(entry, None)
             self._log.add("fdb", port=port, mac=mac, change="forgotten")
-        elif port and self._learned.get(mac) != port:
-            change = "moved" if mac in self._learned else "learned"
-            self._learned[mac] = port
+        elif port and self._learned.get(entry) != port:
+            change = "moved" if entry in self._learned else "learned"
+            self._learned[entry] = port
             self._log.add("fdb", port=port, mac=mac, change=change)
 
     def _member(self, new: bool, body: bytes) -> None:

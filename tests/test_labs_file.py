@@ -231,6 +231,8 @@ def test_trunk_ends_and_bridges_are_nobodys_ports(two_switches, tmp_path):
     logged = [json.loads(line) for line in two_switches.events().splitlines()]
     assert {port for e in logged if e["event"] == "frames" for port in e["ports"]} == nodes
     assert {e["port"] for e in logged if e["event"] == "cable"} <= nodes
+    learned = [(e["port"], e["change"]) for e in logged if e.get("mac") == "02-03-0A-4D-05-64"]
+    assert sorted(learned) == [("host3", "learned"), ("trunk1b", "learned")], "once by each switch"
 
 
 def test_a_router_that_translates_makes_one_client_of_many(two_switches):

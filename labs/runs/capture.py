@@ -76,7 +76,9 @@ def measure(lab: LabHandle, frames: int, rate: float, path: Path) -> dict[str, A
         sending = datagrams(address, 2 * frames // ports, rate / ports)
         with lab.start("client1", sending) as task:
             task.expect()
-            wait_until(lambda: capture.poll() is not None, 4 * frames / rate + 10, "the capture")
+            wait_until(
+                lambda: capture.poll() is not None, 4 * frames / rate + 10, "the file is complete"
+            )
         took_s = time.monotonic() - began_s
         said = capture.stderr.read().strip()
     if capture.returncode != 0:
