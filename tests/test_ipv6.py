@@ -147,9 +147,11 @@ def test_each_connection_has_one_host_and_neighbours_learn_the_cluster_mac(clust
     assert {packet[ICMPv6NDOptDstLLAddr].lladdr for packet in advertised} == {cluster_mac}
     assert all(packet[IPv6].hlim == 255 for packet in advertised)
     assert cluster_mac not in segment.switch.run("bridge fdb show br br0 | grep -v permanent")
-    # Whoever leaves hands over, and the other one serves everybody.
+    # Whoever leaves hands over, and the other one serves everybody and says where, unasked.
+    client.run(f"ip -6 neighbour replace {VIP6} lladdr 02:00:00:00:00:99 dev eth0 nud stale")
     hosts[0].ask("stop")
     wait_for(lambda: members(hosts[1]) == [2], timeout_s=10)
+    wait_for(lambda: cluster_mac in client.run(f"ip -6 neighbour show {VIP6}"), timeout_s=10)
     more = connect(client, 10)
     wait_for(lambda: len(hosts[1].accepted()) == len(taken[1]) + len(more))
     assert set(hosts[1].accepted()) == more | set(taken[1])
