@@ -27,7 +27,7 @@ Build the image once, in a clone of softnlb, on every machine that runs nodes:
 
     docker build -t {image} .
 
-Then, in this directory:
+Then, in this directory (`containerlab validate -t {file}`, from 0.78 on, checks without deploying):
 
 {verbs}
 What differs from the lab on one machine:
