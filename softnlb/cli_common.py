@@ -88,7 +88,7 @@ def _ask_cluster(
         # This host last: an order may take away the member that the others are asked from.
         results[cluster.own_host_id] = call(member, verb, **args)
     elif not answers:
-        answers = {0: {"ok": False, "error": f"no host {target} answers"}}
+        answers = {0: {"ok": False, "error": f"no host {target} answers", "code": "NOT_FOUND"}}
     for host_id, answer in answers.items():
         if answer.get("ok"):
             results[host_id] = dict(answer["result"])

@@ -119,6 +119,8 @@ def _values(keys: tuple[str, ...]) -> dict[str, Any]:
         name, sign, value = key.partition("=")
         if not sign or not name:
             raise bad_params(f"{key!r}: expected KEY=VALUE.")
+        if name in found:
+            raise bad_params(f"{name}: expected once.")
         if value in ("true", "false"):
             found[name] = value == "true"
         elif value.isascii() and value.isdigit() and name != "ports":
@@ -175,6 +177,11 @@ def _in_the_cluster(
     if "handling_priority" in rule_fields:
         raise SoftnlbError(
             "port_rule.handling_priority is different on every host: leave it out, or set it there",
+            code=ReturnCode.BAD_PORT_PARAMS,
+        )
+    if set(rule_fields) == {"load_weight"} and change["do"] == "set":
+        raise SoftnlbError(
+            "port_rule.load_weight is each host's own: set it there, without --cluster",
             code=ReturnCode.BAD_PORT_PARAMS,
         )
     from softnlb.progress import wait_for_change

@@ -11,7 +11,7 @@ from typing import Any
 
 from convergence.auth import Key
 from softnlb.config import load
-from softnlb.errors import MachineError, SoftnlbError
+from softnlb.errors import MachineError, ReturnCode, SoftnlbError
 from softnlb.remote_frame import (
     DATAGRAM_MAX_BYTES,
     NONCE_BYTES,
@@ -116,7 +116,9 @@ def ask_remote(
                         asking.sendto(one.order, one.address)
             if select.select([asking], [], [], max(0.0, next_s - now_s))[0]:
                 _hear(asking, cluster, question, {"verb": verb, **args}, asked)
-    silent = {"ok": False, "exit_code": 1, "error": f"no answer within {TIMEOUT_S:g} s"}
+    code = ReturnCode.TIMEOUT.name
+    sentence = f"no answer within {TIMEOUT_S:g} s ({code})"
+    silent = {"ok": False, "exit_code": 1, "error": sentence, "code": code}
     answers = dict.fromkeys(expected, silent)
     answers |= {host_id: one.answer or silent for host_id, one in asked.items()}
     return dict(sorted(answers.items()))

@@ -165,9 +165,12 @@ def test_what_a_host_refuses_comes_back_in_a_sentence(places):
     refused = softnlb(hosts[0], "drain", "all:81", f"{VIP}:2")
     assert refused.returncode == 1
     assert "no port rule" in refused.stderr
+    document = json.loads(softnlb(hosts[0], "drain", "all:81", f"{VIP}:2", "--json").stdout)
+    assert document["code"] == "NOT_FOUND"
+    assert document["error"].count("NOT_FOUND") == 1
     nobody = softnlb(hosts[0], "stop", f"{VIP}:9")
     assert (nobody.returncode, nobody.stdout) == (1, "")
-    assert "no answer within 3 s" in nobody.stderr
+    assert nobody.stderr.endswith("no answer within 3 s (TIMEOUT)\n")
 
 
 class Asker:

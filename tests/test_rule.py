@@ -93,6 +93,7 @@ def test_rules_are_added_changed_and_removed_and_comments_stay(path: Path) -> No
         (["remove", "10.1.0.101:443", "--protocol", "udp"], "10.1.0.101:443", "NOT_FOUND"),
         (["add", "ninety"], "ninety", "BAD_PORT_PARAMS"),
         (["set", "80-90", "affinity"], "KEY=VALUE", "BAD_PARAMS"),
+        (["set", "80-90", "timeout=1", "timeout=2"], "timeout: expected once", "BAD_PARAMS"),
     ],
 )
 def test_a_refusal_names_rule_field_and_return_code(
@@ -217,6 +218,10 @@ def test_why_nothing_was_changed(path: Path, capsys: pytest.CaptureFixture[str])
         change=staging(4), change_state=[{"state": "aborted", "reason": reason, "waiting_for": []}]
     )
     with serving(socket_path(load(path)), agent.handle):
+        assert run(["rule", "set", "80", "load_weight=3", "--cluster"]) == 1
+        told = capsys.readouterr().err
+        assert "load_weight is each host's own" in told
+        assert "(BAD_PORT_PARAMS)" in told
         assert run(["rule", "add", "53", "--cluster", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["code"] == "IO_ERROR"
