@@ -374,7 +374,7 @@ static __always_inline __s32 slot_of_plain(const struct table *table, const stru
 	const struct cluster_ip_address *ip = first_place(table, p);
 	__u32 slot;
 
-	if (!ip->address || ip->address != p->destination || !table->started)
+	if (!ip->address || !lies_there(table, p) || !table->started)
 		return NO_SLOT;
 	slot = slot_of(table, ip, p);
 	if (slot >= SLOTS_MAX)
@@ -386,27 +386,43 @@ static __always_inline __s32 slot_of_plain(const struct table *table, const stru
 
 /* Most packets are segments and datagrams in the plainest form, for this cluster or not at all: the
  * same steps as in decide(), but nothing that these do not need.  0: decide() has to. */
-static __always_inline int decide_plain(void *ctx, void *data, void *end, enum hook hook,
-					const struct table *table, __u64 *decision)
+static __always_inline int decide_parsed(void *ctx, enum hook hook, const struct table *table,
+					 const struct packet *p, __u64 *decision)
 {
 	struct decision d = { .verdict = UNTOUCHED, .reason = NOT_CLUSTER, .slot = NO_SLOT };
-	struct packet p;
-	__s32 slot;
 
-	if (!parse_plain_tcp(data, end, &p) && !parse_plain_udp(data, end, &p))
-		return 0;
-	if (!first_place(table, &p)->address) {
+	if (!first_place(table, p)->address) {
 		*decision = pack(&d);
 		return 1;
 	}
-	if (p.protocol == IPPROTO_UDP &&
-	    bpf_ntohs(p.destination_port) == table->remote_control_port)
+	if (p->protocol == IPPROTO_UDP &&
+	    bpf_ntohs(p->destination_port) == table->remote_control_port)
 		return 0;
-	slot = slot_of_plain(table, &p, 0);
-	if (slot == NO_SLOT || opens(&p))
+	d.slot = slot_of_plain(table, p, 0);
+	if (d.slot == NO_SLOT)
 		return 0;
-	*decision = by_sockets(ctx, hook, table, slot, &p);
+	if (!opens(p)) {
+		*decision = by_sockets(ctx, hook, table, d.slot, p);
+	} else if (table->rules[d.slot].remembers) {
+		*decision = by_affinity(table, d.slot, p);
+	} else {
+		decide_owner(table, &table->rules[d.slot], p, &d);
+		*decision = pack(&d);
+	}
 	return 1;
+}
+
+static __always_inline int decide_plain(void *ctx, void *data, void *end, enum hook hook,
+					const struct table *table, __u64 *decision)
+{
+	struct packet p;
+
+	/* Twice the same code: of one for both families every packet would pay the choices. */
+	if (parse_plain_tcp6(data, end, &p) || parse_plain_udp6(data, end, &p))
+		return decide_parsed(ctx, hook, table, &p, decision);
+	if (parse_plain_tcp(data, end, &p) || parse_plain_udp(data, end, &p))
+		return decide_parsed(ctx, hook, table, &p, decision);
+	return 0;
 }
 
 /* The packet that a host sees most of what is not for it, and that a flood consists of: the client

@@ -416,6 +416,56 @@ static __always_inline int parse_plain_udp(void *data, void *end, struct packet 
 	return 1;
 }
 
+/* IPv6 without tag and extension header: the same. */
+static __always_inline int is_plain6(void *data, void *end, __u8 protocol)
+{
+	return data + ETH_HLEN + 40 + 20 <= end &&
+	       *(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6) &&
+	       (*(__u8 *)(data + 14) & 0xf0) == 0x60 && *(__u8 *)(data + 20) == protocol;
+}
+
+static __always_inline void read_plain6(void *data, struct packet *p)
+{
+	p->ip = data + ETH_HLEN;
+	p->transport = data + ETH_HLEN + 40;
+	__builtin_memcpy(p->source6, data + 22, 16);
+	__builtin_memcpy(p->destination6, data + 38, 16);
+	p->source_port = *(__be16 *)(data + 54);
+	p->destination_port = *(__be16 *)(data + 56);
+	p->fragment_offset = 0;
+	p->icmp_type = 0;
+	p->malformed = 0;
+	p->ipv6 = 1;
+}
+
+static __always_inline int parse_plain_tcp6(void *data, void *end, struct packet *p)
+{
+	__u16 offset_flags;
+
+	if (!is_plain6(data, end, IPPROTO_TCP))
+		return 0;
+	offset_flags = bpf_ntohs(*(__be16 *)(data + 66));
+	if (offset_flags < 5 << 12 ||
+	    bpf_ntohs(*(__be16 *)(data + 18)) < (offset_flags >> 12) * 4)
+		return 0;
+	read_plain6(data, p);
+	p->protocol = IPPROTO_TCP;
+	p->flags = offset_flags;
+	p->acknowledgment = bpf_ntohl(*(__be32 *)(data + 62));
+	return 1;
+}
+
+static __always_inline int parse_plain_udp6(void *data, void *end, struct packet *p)
+{
+	if (!is_plain6(data, end, IPPROTO_UDP) || bpf_ntohs(*(__be16 *)(data + 18)) < 8)
+		return 0;
+	read_plain6(data, p);
+	p->protocol = IPPROTO_UDP;
+	p->flags = 0;
+	p->acknowledgment = 0;
+	return 1;
+}
+
 /* Whether it is the first segment of a connection. */
 static __always_inline int opens(const struct packet *p)
 {

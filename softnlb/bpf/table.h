@@ -91,7 +91,20 @@ find_cluster_ip(const struct table *table, const struct packet *p, enum kind kin
 static __always_inline const struct cluster_ip_address *
 first_place(const struct table *table, const struct packet *p)
 {
+	if (p->ipv6)
+		return &table->cluster6[place_of(p->destination6[3]) % PLACES_IPV6].ports;
 	return &table->cluster[place_of(p->destination) % PLACES];
+}
+
+static __always_inline int lies_there(const struct table *table, const struct packet *p)
+{
+	const struct cluster_ipv6_address *ip;
+
+	if (!p->ipv6)
+		return first_place(table, p)->address == p->destination;
+	ip = &table->cluster6[place_of(p->destination6[3]) % PLACES_IPV6];
+	return ip->address[3] == p->destination6[3] && ip->address[2] == p->destination6[2] &&
+	       ip->address[1] == p->destination6[1] && ip->address[0] == p->destination6[0];
 }
 
 static __always_inline __u32 slot_of(const struct table *table, const struct cluster_ip_address *ip,
