@@ -10,6 +10,7 @@ from convergence.events import (
     Command,
     CommandError,
     CommandReceived,
+    HostState,
     LogEvent,
     Severity,
     Tick,
@@ -49,6 +50,8 @@ def _reload(agent: Agent) -> str:
             "the file is being written after a change of the cluster: try again",
             code=ReturnCode.CONVERGING,
         )
+    if agent.machine.host_state != HostState.DRAINING:
+        agent.pending = None  # a start ended the drain whose end it waited for
     present = agent.pending or agent.config
     fresh = load_in_child(present.path, partial(_serve_until, agent))
     if fresh == present:
@@ -63,6 +66,9 @@ def _reload(agent: Agent) -> str:
             code=ReturnCode.BAD_PARAMS,
         )
     was_stopped = agent.serving is None
+    if agent.machine.awaits_last_connection:
+        agent.pending = fresh
+        return "configuration changed, in force when the host has drained"
     _adopt(agent, fresh)
     if was_stopped:
         return "configuration changed, in force from the next start on"

@@ -386,6 +386,31 @@ def test_what_cannot_start_after_a_reload_stays_stopped_and_takes_orders(hosts: 
     assert host.ask("params")["cluster_ip_addresses"] == ["10.1.0.100/24", "10.1.0.101/24"]
 
 
+def test_a_reload_does_not_end_a_drainstop(hosts: list[Host]) -> None:
+    """What is open stays open, and the host stops after it: it does not join again."""
+    host = hosts[0]
+    host.start()
+    host.wait_state("converged")
+    with (
+        host.node.call(socket.create_server, (VIP, 80)) as listener,
+        host.node.call(socket.create_connection, (VIP, 80)) as client,
+    ):
+        host.ask("drainstop")
+        host.configure(cluster="filter_icmp = true")
+        for told in ("in force when the host has drained", "nothing changed"):
+            assert told in host.ask("reload")["message"]
+        assert host.state() == "draining"
+        assert host.ask("params")["filter_icmp"] is False
+        client.close()
+        listener.accept()[0].close()
+        host.wait_state("stopped")
+    assert host.ask("params")["filter_icmp"] is True
+    host.ask("start")
+    host.wait_state("converged")
+    host.configure()
+    assert "joins again" in host.ask("reload")["message"]
+
+
 def test_a_stop_while_the_host_leaves_to_join_again_is_obeyed(hosts: list[Host]) -> None:
     """It takes a while, for the other one does not answer."""
     host, other = hosts[:2]
