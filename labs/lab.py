@@ -164,7 +164,8 @@ class Lab:
 
     def hosts(self) -> list[str]:
         """Names of the cluster hosts in order of their ids."""
-        return [name for name, node in self.plan.items() if node.kind == "host"]
+        ids = {name: node.host_id or 0 for name, node in self.plan.items() if node.kind == "host"}
+        return sorted(ids, key=lambda name: ids[name])
 
     def _running(self, names: list[str]) -> list[NodeProcess]:
         return [self.nodes[name] for name in names]

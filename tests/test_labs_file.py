@@ -269,6 +269,10 @@ affinity = "none"
 id = 5
 name = "alpha"
 address = "10.1.0.5/24"
+[[host]]
+id = 3
+name = "beta"
+address = "10.1.0.3/24"
 [[client]]
 name = "near"
 address = "10.1.0.9/24"
@@ -283,15 +287,16 @@ address = "10.9.0.2/24"
     status = lab_json("up", str(path), "--name", name)
     handle = LabHandle(name)
     try:
+        assert [host["host_id"] for host in status["hosts"]] == [3, 5], "not as in the file"
         assert handle.client()["name"] == "pc", "behind a router"
         [result] = flooding(name, requests=20)
         assert result["answered"] == 20
-        assert result["received_percent"] == {"alpha": 100, "near": 100}
+        assert result["received_percent"] == {"alpha": 100, "beta": 100, "near": 100}
         assert result["bystander_percent"] is None
         steps = next_steps(status)
         assert f"exec --name {name} pc -- curl" in steps
         assert f"exec --name {name} alpha -- softnlb query" in steps
-        assert f"fault --name {name} kill alpha" in steps
+        assert f"fault --name {name} kill beta" in steps
     finally:
         handle.down()
 
