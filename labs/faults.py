@@ -44,14 +44,14 @@ def _powered(lab: Lab, arguments: list[str]) -> list[str]:
 def kill(lab: Lab, arguments: list[str]) -> str:
     """Power off: the cable first, so that no FIN or RST of the dying kernel reaches a client."""
     names = _hosts(lab, arguments)
-    lab.switch_ports([f"link set {lab.port(name)} down" for name in names])
+    lab.switch_ports([f"link set dev {lab.port(name)} down" for name in names])
     for name in names:
         lab.kill_processes(name)
         freezer.remove_groups(lab.spec.name, name)
         # The network namespace may live on for a minute: connections without a process, whose FIN
         # nobody hears, hold it.  Its cable goes now, unless the kernel was faster.
         with contextlib.suppress(SoftnlbError):
-            lab.switch_ports([f"link delete {lab.port(name)}"])
+            lab.switch_ports([f"link delete dev {lab.port(name)}"])
     return f"{', '.join(names)}: powered off"
 
 
@@ -100,7 +100,7 @@ def thaw(lab: Lab, arguments: list[str]) -> str:
 def unplug(lab: Lab, arguments: list[str]) -> str:
     """Pull the cable out of the switch."""
     ports = _ports(lab, _powered(lab, arguments))
-    lab.switch_ports([f"link set {port} down" for port in ports])
+    lab.switch_ports([f"link set dev {port} down" for port in ports])
     lab.unplugged.update(ports)
     return f"{', '.join(ports)}: unplugged"
 
@@ -108,7 +108,7 @@ def unplug(lab: Lab, arguments: list[str]) -> str:
 def replug(lab: Lab, arguments: list[str]) -> str:
     """Put the cable back."""
     ports = _ports(lab, _powered(lab, arguments))
-    lab.switch_ports([f"link set {port} up" for port in ports])
+    lab.switch_ports([f"link set dev {port} up" for port in ports])
     lab.unplugged.difference_update(ports)
     return f"{', '.join(ports)}: plugged in"
 

@@ -208,7 +208,9 @@ def _meets(client: Document, primary: InterfaceAddress) -> bool:
 
 
 def _check_names(document: Document) -> Iterator[Complaint]:
-    taken = {"br0", "lo"}
+    taken = {"lo", "all", "default"}  # the kernel's own
+    taken |= {f"br{number}" for number in range(len(document["switch"]))}
+    taken |= {f"trunk{n}{end}" for n in range(1, len(document["trunk"]) + 1) for end in "ab"}
     for kind in ("switch", *NODE_KINDS):
         for number, table in enumerate(document[kind], 1):
             if table["name"] in taken:

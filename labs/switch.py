@@ -45,7 +45,7 @@ def port_lines(node: Node, pid: int, personality: str) -> list[str]:
     """Lines for ``ip -batch`` in the switch that lay the cable to a node held by ``pid``."""
     port = node.port
     return [
-        f"link add {port} type veth peer name {node.interface} netns {pid}",
+        f"link add name {port} type veth peer name {node.interface} netns {pid}",
         *_plugged_in(str(port), node.bridge, personality),
     ]
 
@@ -60,12 +60,13 @@ def trunk_lines(trunk: Trunk, personalities: dict[str, str]) -> list[str]:
 
 
 def _plugged_in(port: str, bridge: str, personality: str) -> list[str]:
-    lines = [f"link set {port} master {bridge}"]
+    # Without "dev" ip takes a port called "b" for "broadcast".
+    lines = [f"link set dev {port} master {bridge}"]
     if personality == "mac":
         # The kernel snoops by IP group and would black-hole the cluster's frames; with every port
         # a router port it only learns, and the table of labs/snooping.py decides.
-        lines.append(f"link set {port} type bridge_slave mcast_router 2")
-    return [*lines, f"link set {port} up"]
+        lines.append(f"link set dev {port} type bridge_slave mcast_router 2")
+    return [*lines, f"link set dev {port} up"]
 
 
 def snooping_line(bridge: str, on: bool, asks: bool) -> str:

@@ -81,6 +81,8 @@ def test_the_usual_places_in_an_ipv6_network_of_ones_own():
         ({"service": [{"hosts": ["host7"]}]}, "expected one of host1, host2"),
         ({"service": [{}, {"kind": "nginx"}]}, "expected a port that is free on host1"),
         ({"trunk": [{"between": ["switch", "switch"]}]}, "closes no loop"),
+        ({"client": [{"name": "all", "address": "10.1.0.9/24"}]}, "a name that is not taken"),
+        ({"client": [{"name": "br0", "address": "10.1.0.9/24"}]}, "a name that is not taken"),
         ({"course": [{}]}, "course = [{}]: expected a table, [course]"),
         ({"course": {}, "step": 1}, "step = 1: expected tables, [[step]]"),
     ],
@@ -274,7 +276,7 @@ id = 3
 name = "beta"
 address = "10.1.0.3/24"
 [[client]]
-name = "near"
+name = "b"
 address = "10.1.0.9/24"
 [[router]]
 name = "gate"
@@ -291,8 +293,12 @@ address = "10.9.0.2/24"
         assert handle.client()["name"] == "pc", "behind a router"
         [result] = flooding(name, requests=20)
         assert result["answered"] == 20
-        assert result["received_percent"] == {"alpha": 100, "beta": 100, "near": 100}
+        assert result["received_percent"] == {"alpha": 100, "beta": 100, "b": 100}
         assert result["bystander_percent"] is None
+        for verb in ("unplug", "replug"):
+            handle.fault(verb, "b")
+        for verb in ("kill", "start"):
+            handle.fault(verb, "beta")
         steps = next_steps(status)
         assert f"exec --name {name} pc -- curl" in steps
         assert f"exec --name {name} alpha -- softnlb query" in steps
