@@ -89,14 +89,12 @@ def _lose(state: State, dead: list[Peer]) -> None:
         lease.start_afresh(state, "the last member had not heard this host before it fell silent")
         return
     embargo_ms = EMBARGO_PERIODS * state.period_ms
-    # I may have missed the last words about a host that I do not hear myself.  Not of one that was
-    # restarted: it let go, and what is said of the new host may look as if it were about the old.
-    by_word = any(
-        newest_ms(state, peer) > peer.received_ms + state.period_ms
-        for peer in dead
-        if not _is_restarted(state, peer)
-    )
-    if by_word or state.now_ms - state.two_view_sent_ms < state.death_ms + embargo_ms:
+    # One that was restarted let go, and what is said of the new host may look as if it were about
+    # the old.  Of the others I may have missed the last words of who hears them.
+    silent = [peer for peer in dead if not _is_restarted(state, peer)]
+    by_word = any(newest_ms(state, peer) > peer.received_ms + state.period_ms for peer in silent)
+    lately_two = state.now_ms - state.two_view_sent_ms < state.death_ms + embargo_ms
+    if by_word or (silent and lately_two):
         state.embargo_until_ms = max(state.embargo_until_ms, state.now_ms + embargo_ms)
     names = ", ".join(str(peer.host_id) for peer in dead)
     change_view(state, f"host {names} lost")

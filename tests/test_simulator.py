@@ -50,6 +50,7 @@ REGRESSIONS = {
     6002477: "who hears only a host that is about to stop is not mute before (checker)",
     6001520: "a newcomer waited for a host that had stopped and that nobody had as a member",
     4201643: "a mute host served again when the newcomer that had begun beside it fell silent",
+    4231616: "the only partner was known to have restarted, and its lease was waited for",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
 }
 
