@@ -98,7 +98,9 @@ class Judgement:
     failed_unexplained: list[Connection] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
-    outage_s: dict[str, float] = field(default_factory=dict)
+    failing_s: dict[str, float] = field(default_factory=dict)
+    """From the first to the last connection that failed for one act: buckets change hands when it
+    begins and when it is undone, and others are served in between."""
 
     @property
     def good(self) -> bool:
@@ -201,5 +203,5 @@ def _judge_failed(
             continue
         kind = act.act.kind
         judgement.failed[kind] = judgement.failed.get(kind, 0) + 1
-        outage_s = connection.began_s - first_s.setdefault(act.began_s, connection.began_s)
-        judgement.outage_s[kind] = max(judgement.outage_s.get(kind, 0.0), round(outage_s, 3))
+        failing_s = connection.began_s - first_s.setdefault(act.began_s, connection.began_s)
+        judgement.failing_s[kind] = max(judgement.failing_s.get(kind, 0.0), round(failing_s, 3))

@@ -158,7 +158,7 @@ def figures(played: list[Played], judgement: Judgement) -> list[dict[str, Any]]:
                     "planned": kind in PLANNED,
                     "acts": len(of_kind),
                     "failed": judgement.failed.get(kind, 0),
-                    "longest_outage_s": judgement.outage_s.get(kind, 0.0),
+                    "first_to_last_failed_s": judgement.failing_s.get(kind, 0.0),
                     "broken_of_victims": judgement.broken.get(kind, 0),
                     "converged_after_median_s": round(median(took_s), 3),
                     "converged_after_most_s": round(max(took_s), 3),
@@ -204,13 +204,13 @@ def _during(played: Played | None) -> str:
 
 def show(rows: list[dict[str, Any]], seen: dict[str, int | list[str]], title: str) -> None:
     """What each kind of act did, then the guarantees."""
-    heads = ["", "acts", "failed", "longest outage", "broken", "one again after", "at most"]
+    heads = ["", "acts", "failed", "first to last failed", "broken", "one again after", "at most"]
     table = [
         (
             row["kind"] + (" (planned)" if row["planned"] else ""),
             row["acts"],
             row["failed"],
-            f"{row['longest_outage_s']:.2f} s",
+            f"{row['first_to_last_failed_s']:.2f} s",
             row["broken_of_victims"],
             f"{row['converged_after_median_s']:.2f} s",
             f"{row['converged_after_most_s']:.2f} s",
