@@ -98,6 +98,7 @@ class OneOwner(Checker):
         self.lapse_ms = lapse_ms
         self.parted_until: dict[tuple[int, int], int] = {}
         self.direct: set[tuple[int, int]] = set()
+        self.bridged: set[tuple[tuple[int, int], tuple[int, int]]] = set()
         self.links: object = None
 
     def saw(self, world: World, host: Host, outputs: tuple[Output, ...]) -> None:
@@ -121,7 +122,10 @@ class OneOwner(Checker):
             if other is host:
                 continue
             twice = self.taken_twice(host, other)
-            if twice and not self.parted(host.host_id, other.host_id):
+            if not twice or self.parted(host.host_id, other.host_id):
+                continue
+            self._note_joined({one.host_id for one in world.hosts.values() if not one.asleep})
+            if not self.parted(host.host_id, other.host_id):
                 pair = f"hosts {host.host_id} and {other.host_id}"
                 self.fail(f"{pair} both accept {', '.join(twice)}")
 
@@ -147,6 +151,8 @@ class OneOwner(Checker):
             for other in names[place + 1 :]:
                 pair = (one, other)
                 if network.broken and self._parted_now(one, other, relays):
+                    if self.parted_until.get(pair) != FOREVER:
+                        self.bridged = {known for known in self.bridged if known[0] != pair}
                     self.parted_until[pair] = FOREVER
                     self.direct.discard(pair)
                 elif self.parted(one, other):
@@ -167,16 +173,23 @@ class OneOwner(Checker):
         world.at(world.now_ms + patience_ms + 1, self._merged, pair)
 
     def _note_joined(self, awake: set[int]) -> None:
-        """Who joins one half of a partition takes buckets over that the other half has, too."""
+        """Who joins one half of a partition takes buckets over that the other half has, too.
+
+        While the partition lasts this counts once: from then on the other half can hear it.
+        """
         views = {name: view_of(self.world.hosts[name]) for name in awake}
         for pair, until_ms in list(self.parted_until.items()):
-            if not self.world.now_ms <= until_ms < FOREVER:
+            if until_ms < self.world.now_ms:
                 continue
             for half, other in (pair, pair[::-1]):
                 apart = view_of(self.world.hosts[other]) | {other}
                 for name in views.get(half, set()) - apart:
                     if half in views.get(name, ()) and other not in views[name]:
                         joined = min(name, other), max(name, other)
+                        if until_ms == FOREVER:
+                            if (pair, joined) in self.bridged:
+                                continue
+                            self.bridged.add((pair, joined))
                         self._note_inherited(joined, until_ms, other in awake)
 
     def _note_inherited(self, pair: tuple[int, int], until_ms: int, awake: bool) -> None:
