@@ -117,13 +117,26 @@ def lose_if_deaf(state: State, peer: Peer) -> None:
     others = [other for other in state.view.values() if other is not peer]
     if any(peer.reports(other.index, other.tag) for other in others):
         return
-    if not any(other.reports(state.index, state.tag) for other in others):
+    if not any(_heard_lately(state, other) for other in others):
         # Nobody else hears me either: it is I who is mute, and my lease that must end.
         return
     del state.view[peer.host_id]
     text = f"Host {peer.host_id} does not hear us; the cluster goes on without it."
     state.log("host-does-not-hear-us", Severity.WARNING, text, host_id=peer.host_id)
     change_view(state, f"host {peer.host_id} does not hear us", peer.statement.generation)
+
+
+def _heard_lately(state: State, witness: Peer) -> bool:
+    """It has just said that it has just heard me; older words may be those of a dead host."""
+    if not witness.reports(state.index, state.tag):
+        return False
+    return 2 * _age_ms(state, witness, state.index) <= 5 * state.period_ms
+
+
+def _age_ms(state: State, witness: Peer, index: int) -> int:
+    """How long ago this host, by its newest word, heard the one at that place."""
+    age_ms = witness.heartbeat.ages[index] * state.death_ms // AGE_UNITS
+    return age_ms + state.now_ms - witness.received_ms
 
 
 def _leave_broken_pair(state: State) -> None:
@@ -181,8 +194,7 @@ def _hears_as_member(state: State, witness: Peer, host_id: int) -> bool:
     known = witness.statement.view | state.others
     if age == AGE_NONE or witness.host_id == host_id or not known >> index & 1:
         return False
-    age_ms = age * state.death_ms // AGE_UNITS + state.now_ms - witness.received_ms
-    return age_ms < state.death_ms
+    return _age_ms(state, witness, index) < state.death_ms
 
 
 def _is_broken(state: State, host_id: int) -> bool:

@@ -52,6 +52,7 @@ REGRESSIONS = {
     4201643: "a mute host served again when the newcomer that had begun beside it fell silent",
     4231616: "the only partner was known to have restarted, and its lease was waited for",
     4306140: "a sleeper woke between two halves, joined one and could not hear the other (checker)",
+    4333481: "a mute host took a dead one's last word for a proof that it was heard",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
 }
 
