@@ -418,9 +418,9 @@ static __always_inline int decide_plain(void *ctx, void *data, void *end, enum h
 	struct packet p;
 
 	/* Twice the same code: of one for both families every packet would pay the choices. */
-	if (parse_plain_tcp6(data, end, &p) || parse_plain_udp6(data, end, &p))
+	if (parse_plain_tcp(data, end, 1, &p) || parse_plain_udp(data, end, 1, &p))
 		return decide_parsed(ctx, hook, table, &p, decision);
-	if (parse_plain_tcp(data, end, &p) || parse_plain_udp(data, end, &p))
+	if (parse_plain_tcp(data, end, 0, &p) || parse_plain_udp(data, end, 0, &p))
 		return decide_parsed(ctx, hook, table, &p, decision);
 	return 0;
 }
@@ -432,7 +432,7 @@ static __always_inline int decide_opening(void *data, void *end, const struct ta
 {
 	struct packet p;
 
-	if (!parse_plain_tcp(data, end, &p) || !opens(&p))
+	if (!parse_plain_tcp(data, end, 0, &p) || !opens(&p))
 		return 0;
 	d->slot = slot_of_plain(table, &p, 1);
 	if (d->slot == NO_SLOT)

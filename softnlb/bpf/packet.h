@@ -361,105 +361,72 @@ static __always_inline enum kind parse_frame(void *ctx, enum hook hook, void *da
 	return KIND_OTHER;
 }
 
-/* What the fields of a plain frame are, below. */
-static __always_inline void read_plain(void *data, struct packet *p)
+/* Whether an IP header comes in the plainest form there is, headers at hand, no tag, no options, no
+ * extension header, no fragment, and carries this protocol in a header of 20 bytes at most. */
+static __always_inline int is_plain(void *data, void *end, int ipv6, __u8 protocol)
 {
-	p->ip = data + ETH_HLEN;
-	p->transport = data + ETH_HLEN + 20;
-	p->source = *(__be32 *)(data + 26);
-	p->destination = *(__be32 *)(data + 30);
-	p->source_port = *(__be16 *)(data + 34);
-	p->destination_port = *(__be16 *)(data + 36);
-	p->fragment_offset = 0;
-	p->icmp_type = 0;
-	p->malformed = 0;
-	p->ipv6 = 0;
-}
-
-/* Whether IPv4 comes in the plainest form there is, headers at hand, no tag, no options, no
- * fragment, and carries this protocol in a header of 20 bytes at most. */
-static __always_inline int is_plain(void *data, void *end, __u8 protocol)
-{
+	if (ipv6)
+		return data + ETH_HLEN + 40 + 20 <= end &&
+		       *(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6) &&
+		       (*(__u8 *)(data + 14) & 0xf0) == 0x60 && *(__u8 *)(data + 20) == protocol;
 	return data + ETH_HLEN + 20 + 20 <= end &&
 	       (*(__u32 *)(data + 12) & bpf_htonl(0xffffff00)) ==
 		       bpf_htonl(ETH_P_IP << 16 | 0x4500) &&
 	       (*(__u32 *)(data + 20) & bpf_htonl(0x1fff00ff)) == bpf_htonl(protocol);
 }
 
-/* Plain TCP, and then ``p`` is what parse_frame() would make of the frame. */
-static __always_inline int parse_plain_tcp(void *data, void *end, struct packet *p)
+/* Bytes behind the IP header of a plain frame, by its own word. */
+static __always_inline __s32 plain_bytes(void *data, int ipv6)
 {
+	return ipv6 ? bpf_ntohs(*(__be16 *)(data + 18)) : bpf_ntohs(*(__be16 *)(data + 16)) - 20;
+}
+
+/* The fields of a plain frame. */
+static __always_inline void read_plain(void *data, int ipv6, struct packet *p)
+{
+	void *transport = data + ETH_HLEN + (ipv6 ? 40 : 20);
+
+	p->ip = data + ETH_HLEN;
+	p->transport = transport;
+	if (ipv6) {
+		__builtin_memcpy(p->source6, data + 22, 16);
+		__builtin_memcpy(p->destination6, data + 38, 16);
+	} else {
+		p->source = *(__be32 *)(data + 26);
+		p->destination = *(__be32 *)(data + 30);
+	}
+	p->source_port = *(__be16 *)transport;
+	p->destination_port = *(__be16 *)(transport + 2);
+	p->fragment_offset = 0;
+	p->icmp_type = 0;
+	p->malformed = 0;
+	p->ipv6 = ipv6;
+}
+
+/* Plain TCP, and then ``p`` is what parse_frame() would make of the frame. */
+static __always_inline int parse_plain_tcp(void *data, void *end, int ipv6, struct packet *p)
+{
+	void *transport = data + ETH_HLEN + (ipv6 ? 40 : 20);
 	__u16 offset_flags;
 
-	if (!is_plain(data, end, IPPROTO_TCP))
+	if (!is_plain(data, end, ipv6, IPPROTO_TCP))
 		return 0;
-	offset_flags = bpf_ntohs(*(__be16 *)(data + 46));
-	if (offset_flags < 5 << 12 ||
-	    bpf_ntohs(*(__be16 *)(data + 16)) < 20 + (offset_flags >> 12) * 4)
+	offset_flags = bpf_ntohs(*(__be16 *)(transport + 12));
+	if (offset_flags < 5 << 12 || plain_bytes(data, ipv6) < (offset_flags >> 12) * 4)
 		return 0;
-	read_plain(data, p);
+	read_plain(data, ipv6, p);
 	p->protocol = IPPROTO_TCP;
 	p->flags = offset_flags;
-	p->acknowledgment = bpf_ntohl(*(__be32 *)(data + 42));
+	p->acknowledgment = bpf_ntohl(*(__be32 *)(transport + 8));
 	return 1;
 }
 
 /* The same for UDP. */
-static __always_inline int parse_plain_udp(void *data, void *end, struct packet *p)
+static __always_inline int parse_plain_udp(void *data, void *end, int ipv6, struct packet *p)
 {
-	if (!is_plain(data, end, IPPROTO_UDP) || bpf_ntohs(*(__be16 *)(data + 16)) < 20 + 8)
+	if (!is_plain(data, end, ipv6, IPPROTO_UDP) || plain_bytes(data, ipv6) < 8)
 		return 0;
-	read_plain(data, p);
-	p->protocol = IPPROTO_UDP;
-	p->flags = 0;
-	p->acknowledgment = 0;
-	return 1;
-}
-
-/* IPv6 without tag and extension header: the same. */
-static __always_inline int is_plain6(void *data, void *end, __u8 protocol)
-{
-	return data + ETH_HLEN + 40 + 20 <= end &&
-	       *(__be16 *)(data + 12) == bpf_htons(ETH_P_IPV6) &&
-	       (*(__u8 *)(data + 14) & 0xf0) == 0x60 && *(__u8 *)(data + 20) == protocol;
-}
-
-static __always_inline void read_plain6(void *data, struct packet *p)
-{
-	p->ip = data + ETH_HLEN;
-	p->transport = data + ETH_HLEN + 40;
-	__builtin_memcpy(p->source6, data + 22, 16);
-	__builtin_memcpy(p->destination6, data + 38, 16);
-	p->source_port = *(__be16 *)(data + 54);
-	p->destination_port = *(__be16 *)(data + 56);
-	p->fragment_offset = 0;
-	p->icmp_type = 0;
-	p->malformed = 0;
-	p->ipv6 = 1;
-}
-
-static __always_inline int parse_plain_tcp6(void *data, void *end, struct packet *p)
-{
-	__u16 offset_flags;
-
-	if (!is_plain6(data, end, IPPROTO_TCP))
-		return 0;
-	offset_flags = bpf_ntohs(*(__be16 *)(data + 66));
-	if (offset_flags < 5 << 12 ||
-	    bpf_ntohs(*(__be16 *)(data + 18)) < (offset_flags >> 12) * 4)
-		return 0;
-	read_plain6(data, p);
-	p->protocol = IPPROTO_TCP;
-	p->flags = offset_flags;
-	p->acknowledgment = bpf_ntohl(*(__be32 *)(data + 62));
-	return 1;
-}
-
-static __always_inline int parse_plain_udp6(void *data, void *end, struct packet *p)
-{
-	if (!is_plain6(data, end, IPPROTO_UDP) || bpf_ntohs(*(__be16 *)(data + 18)) < 8)
-		return 0;
-	read_plain6(data, p);
+	read_plain(data, ipv6, p);
 	p->protocol = IPPROTO_UDP;
 	p->flags = 0;
 	p->acknowledgment = 0;
