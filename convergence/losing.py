@@ -103,9 +103,7 @@ def _lose(state: State, dead: list[Peer]) -> None:
 def _is_restarted(state: State, peer: Peer) -> bool:
     """The same machine is heard under another host code."""
     now = state.heard.primary.get(peer.host_id)
-    if now is None or now is peer:
-        return False
-    return now.statement.dedicated_ip_address == peer.statement.dedicated_ip_address
+    return now is not None and now is not peer and now.is_machine_of(peer)
 
 
 def lose_if_deaf(state: State, peer: Peer) -> None:

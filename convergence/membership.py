@@ -144,8 +144,7 @@ def silent_enough(state: State, old: Peer, new: Peer) -> bool:
     so 2 P of silence are enough.  Another machine's lease must have run out.
     """
     silence_ms = state.now_ms - old.received_ms
-    same_machine = old.statement.dedicated_ip_address == new.statement.dedicated_ip_address
-    return silence_ms >= (2 * state.period_ms if same_machine else state.death_ms)
+    return silence_ms >= (2 * state.period_ms if new.is_machine_of(old) else state.death_ms)
 
 
 def admit(state: State) -> None:

@@ -113,6 +113,11 @@ class Peer:
         """True when its newest frame says that it hears the host at this place under this tag."""
         return self.heartbeat.hears(index, tag)
 
+    def is_machine_of(self, other: "Peer") -> bool:
+        """The same dedicated IP address: under another host code, a restarted host."""
+        mine, theirs = self.statement, other.statement
+        return mine.dedicated_ip_address == theirs.dedicated_ip_address
+
     @property
     def counts(self) -> bool:
         """Neither joining nor leaving: it may own buckets and shun others."""
