@@ -114,6 +114,12 @@ def is_draining(state: State) -> bool:
     return Stage.DRAINING in (state.stage, state.stage_after_leaving)
 
 
+def is_stopping(state: State) -> bool:
+    """The host hands over, or leaves, and is stopped then."""
+    leaves = state.stage is Stage.LEAVING and state.stage_after_leaving is Stage.STOPPED
+    return leaves or state.stage is Stage.STOPPING
+
+
 def drain_complete(state: State) -> None:
     """The last connection has ended: leave.
 

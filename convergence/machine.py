@@ -165,6 +165,11 @@ class Machine:
         return commands.is_draining(self._state)
 
     @property
+    def is_stopping(self) -> bool:
+        """Told to stop, and not stopped yet."""
+        return commands.is_stopping(self._state)
+
+    @property
     def exceptions(self) -> dict[int, frozenset[ClientKey]]:
         """Per host id the clients that are left to it."""
         return dict(self._state.affinity.exceptions)

@@ -24,7 +24,7 @@ from labs.namespaces import (
 )
 from labs.process import NODE_NAMESPACES, node_path
 from labs.state import find, forget
-from labs.topology import LabSpec
+from labs.topology import IPNetwork, LabSpec
 from softnlb.control import call
 from softnlb.errors import NotRunningError, SoftnlbError
 
@@ -68,6 +68,15 @@ class LabHandle:
         if not clients:
             raise SoftnlbError(f"lab {self.name} has no client")
         return min(clients, key=lambda node: node["router"] is None)
+
+    def crowd(self) -> tuple[str, IPNetwork]:
+        """The client node that is many clients, and their addresses.  Raises SoftnlbError."""
+        spec = self.spec()
+        for table in spec.complete_document()["client"]:
+            pool = spec.client_pool(table["name"])
+            if pool is not None:
+                return table["name"], pool
+        raise SoftnlbError(f"no client of lab {self.name} has a pool of addresses")
 
     def node_pid(self, name: str) -> int:
         """Pid on this machine of the process that holds a node.  Raises SoftnlbError."""

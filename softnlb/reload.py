@@ -66,9 +66,10 @@ def _reload(agent: Agent) -> str:
             code=ReturnCode.BAD_PARAMS,
         )
     was_stopped = agent.serving is None
-    if agent.machine.awaits_last_connection:
+    stays_stopped = agent.machine.is_stopping and not agent.restart
+    if agent.machine.awaits_last_connection or stays_stopped:
         agent.pending = fresh
-        return "configuration changed, in force when the host has drained"
+        return "configuration changed, in force when the host has stopped"
     _adopt(agent, fresh)
     if was_stopped:
         return "configuration changed, in force from the next start on"

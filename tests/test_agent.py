@@ -397,7 +397,7 @@ def test_a_reload_does_not_end_a_drainstop(hosts: list[Host]) -> None:
     ):
         host.ask("drainstop")
         host.configure(cluster="filter_icmp = true")
-        for told in ("in force when the host has drained", "nothing changed"):
+        for told in ("in force when the host has stopped", "nothing changed"):
             assert told in host.ask("reload")["message"]
         assert host.state() == "draining"
         assert host.ask("params")["filter_icmp"] is False
@@ -409,6 +409,22 @@ def test_a_reload_does_not_end_a_drainstop(hosts: list[Host]) -> None:
     host.wait_state("converged")
     host.configure()
     assert "joins again" in host.ask("reload")["message"]
+
+
+def test_a_reload_while_the_host_leaves_does_not_make_it_join_again(hosts: list[Host]) -> None:
+    """It takes a while, for the other one does not answer."""
+    host, other = hosts[:2]
+    start_all([host, other])
+    assert other.process is not None
+    other.process.send_signal(signal.SIGSTOP)
+    host.ask("stop")
+    assert host.state() == "draining"
+    host.configure(cluster="filter_icmp = true")
+    assert "in force when the host has stopped" in host.ask("reload")["message"]
+    host.wait_state("stopped")
+    assert host.ask("params")["filter_icmp"] is True
+    assert host.ask("reload")["message"].endswith("nothing changed")
+    assert host.state() == "stopped"
 
 
 def test_a_stop_while_the_host_leaves_to_join_again_is_obeyed(hosts: list[Host]) -> None:

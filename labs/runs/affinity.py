@@ -74,9 +74,9 @@ def measure(
     ask_agent(lab, joining, "stop")
     await_converged(lab, first_members)
     server = (str(spec.cluster_ip_address), 80)
-    pool = str(spec.client_pool("client1"))
+    node, pool = lab.crowd()
     with lab.start(
-        "client1", lambda channel: _visit(channel, server, pool, clients, round_s)
+        node, lambda channel: _visit(channel, server, str(pool), clients, round_s)
     ) as task:
         task.expect()
         join_s = time.monotonic()

@@ -74,7 +74,7 @@ def measure(lab: LabHandle, frames: int, rate: float, path: Path) -> dict[str, A
         began_s = time.monotonic()
         # Each datagram passes every port once: in at the router's, out at all the others.
         sending = datagrams(address, 2 * frames // ports, rate / ports)
-        with lab.start("client1", sending) as task:
+        with lab.start(lab.client()["name"], sending) as task:
             task.expect()
             wait_until(
                 lambda: capture.poll() is not None, 4 * frames / rate + 10, "the file is complete"

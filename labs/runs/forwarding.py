@@ -54,11 +54,12 @@ def measure(lab: LabHandle) -> dict[str, Any]:
     for name in hosts:
         lab.output(name, ["sysctl", "-qw", FORWARD[version]])
     send = partial(_send, address=address, version=version)
-    lab.run("client1", send)  # the router learns the neighbour
+    client = lab.client()["name"]
+    lab.run(client, send)  # the router learns the neighbour
     lab.fault("clear-fdb")
     with lab.start("switch", partial(_count, at=LAYOUTS[version])) as counting:
         counting.expect()
-        lab.run("client1", send)
+        lab.run(client, send)
         pause(WATCH_S)
         frames = counting.stop()
     return {"hosts": len(hosts), "mode": str(lab.spec().mode), "datagrams": 1, "frames": frames}

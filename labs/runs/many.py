@@ -22,7 +22,7 @@ from labs.experiment import (
 )
 from labs.handle import Channel, LabHandle
 from labs.namespaces import die_with_parent
-from labs.topology import CLIENT_POOL, DATA_PLANES, SERVICE_PORT, IPNetwork, LabSpec
+from labs.topology import DATA_PLANES, SERVICE_PORT, IPNetwork, LabSpec
 from softnlb.control import call, find_hosts
 
 CONNECTIONS = 60_000
@@ -99,7 +99,7 @@ def _memory_kib(lab: LabHandle, node: str) -> dict[str, int]:
     def body(_: Channel) -> dict[str, int]:
         resident = maps = 0
         for name in Path("/proc").glob("[0-9]*/comm"):
-            if not name.read_text().startswith("agent:"):
+            if name.read_text().strip() != f"agent:{node}":
                 continue
             for line in (name.parent / "status").read_text().splitlines():
                 if line.startswith("VmRSS:"):
@@ -147,10 +147,10 @@ def measure(lab: LabHandle, count: int = CONNECTIONS, rounds: int = ROUNDS) -> d
     everybody = host_ids(lab.status(), "converged")
     without = _cost(lab, everybody, rounds)
     server = str(lab.spec().cluster_ip_address)
-    pool = lab.spec().client_pool("client1") or CLIENT_POOL
+    node, pool = lab.crowd()
     with ExitStack() as open_things:
         clients = open_things.enter_context(
-            lab.start("client1", lambda channel: _hold(channel, count, server, pool))
+            lab.start(node, lambda channel: _hold(channel, count, server, pool))
         )
         opened: int = clients.expect()["held"]
         many = _cost(lab, everybody, rounds)

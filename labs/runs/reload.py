@@ -66,7 +66,7 @@ def _not_believed(lab: LabHandle, nodes: list[str]) -> int:
 def measure(lab: LabHandle, hold: int = HOLD) -> dict[str, Any]:
     """Every edit on every host in turn, in the middle of traffic."""
     nodes = [f"host{host_id}" for host_id in host_ids(lab.status(), "converged")]
-    everybody = [*nodes, "client1"]
+    everybody = [*nodes, lab.client()["name"]]
     before = _count(lab, nodes, "convergence_count"), _not_believed(lab, nodes)
     done: dict[str, str] = {}
     with witness(lab) as watching:

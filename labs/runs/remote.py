@@ -132,15 +132,14 @@ def _at(lab: LabHandle, key: Key, rate: int, seconds: float) -> dict[str, Any]:
     params = ask_agent(lab, f"host{TARGET}", "params")
     to = str(ip_interface(params["dedicated_ip_address"]).ip), params["remote_control_port"]
     datagrams = _forged(key, params["cluster_ip_address"])
-    pool = lab.spec().client_pool("client1")
-    assert pool is not None
+    client, pool = lab.crowd()
     count = int(rate * seconds)
     sockets = ("--packet", rf"\[{ETHERTYPE}\]"), ("--udp", f":{to[1]} ")
     before = [_dropped(lab, *each) for each in sockets]
     with (
         lab.start(f"host{TARGET}", observe) as observer,
         lab.start(
-            "client1", lambda channel: _flood(channel, to, pool, datagrams, count, rate)
+            client, lambda channel: _flood(channel, to, pool, datagrams, count, rate)
         ) as flood,
     ):
         observer.expect()
