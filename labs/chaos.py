@@ -84,13 +84,13 @@ def plan(host_ids: Sequence[int], seed: int) -> Iterator[Act]:
 class Judgement:
     """What the acts did, against the guarantees.
 
-    ``twice``: (record, the act it fell into or None), but for the two periods after the end of a
-    split, ``twice_in_merges``; connections of others may break when the halves of a partition
-    meet, ``broken_in_merges``; ``broken_unexplained`` and ``failed_unexplained``: what no act
-    accounts for.
+    ``twice``: (record, when its client asked, the act that fell into or None), but for the two
+    periods after the end of a split, ``twice_in_merges``; connections of others may break when the
+    halves of a partition meet, ``broken_in_merges``; ``broken_unexplained`` and
+    ``failed_unexplained``: what no act accounts for.
     """
 
-    twice: list[tuple[Answered, Played | None]] = field(default_factory=list)
+    twice: list[tuple[Answered, float, Played | None]] = field(default_factory=list)
     twice_in_merges: int = 0
     broken_in_merges: int = 0
     broken_by_planned: list[tuple[Held, Played]] = field(default_factory=list)
@@ -132,8 +132,10 @@ def judge(
     # A host that was cut off has to ask for the router's MAC address before it can send what it
     # decided long ago: what counts is when the client asked.
     asked_s: dict[tuple[str, int], list[float]] = {}
-    for connection in new:
-        asked_s.setdefault((connection.client, connection.port), []).append(connection.began_s)
+    opened = [(one.client, one.port, one.began_s) for one in new]
+    opened += [(one.client, one.port, one.began_s) for one in held]
+    for client, port, began_s in opened:
+        asked_s.setdefault((client, port), []).append(began_s)
     for record in records:
         if len(record.hosts) > 1:
             asked = asked_s.get((record.client, record.port), ())
@@ -143,7 +145,7 @@ def judge(
             if ended_s is not None and moment_s <= ended_s + merge_s:
                 judgement.twice_in_merges += 1
             else:
-                judgement.twice.append((record, act))
+                judgement.twice.append((record, moment_s, act))
     for each in held:
         if each.error is not None and each.broken_s is not None:
             _judge_broken(judgement, played, each, slack_s, silence_s)

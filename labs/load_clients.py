@@ -148,8 +148,8 @@ class Clients:
             while held.error is not None:
                 # Not a long connection that broke, but a new one that failed.
                 self.result.held.remove(held)
-                began_s = held.broken_s or 0.0
-                failed = Connection(held.client, held.port, began_s, error=held.error)
+                took_s = (held.broken_s or 0.0) - held.began_s
+                failed = Connection(held.client, held.port, held.began_s, took_s, error=held.error)
                 self.result.new.append(failed)
                 connection.close()
                 if self.stopped.is_set():

@@ -94,13 +94,18 @@ def test_two_owners_only_while_a_split_heals(kind: str, at_s: float, accepted: b
     assert good(played(kind), records=(record, once)) is accepted
 
 
+@pytest.mark.parametrize("kind", ["new", "held"])
 @pytest.mark.parametrize(("asked_s", "accepted"), [(11.9, True), (12.1, True), (12.3, False)])
-def test_an_answer_may_wait_for_the_address_of_the_router(asked_s: float, accepted: bool) -> None:
+def test_an_answer_may_wait_for_the_address_of_the_router(
+    asked_s: float, accepted: bool, kind: str
+) -> None:
     """Two hosts decided while the split healed, and one could not send before it knew where to."""
     record = Answered("10.2.64.1", 5000, ("host2", "host3"), 12.6)
-    asked = Connection("10.2.64.1", 5000, asked_s, 0.1, 2, None)
     before = Connection("10.2.64.1", 5000, 1.0, 0.1, 2, None)
-    assert good(played("unplug"), new=(before, asked), records=(record,)) is accepted
+    asked = Connection("10.2.64.1", 5000, asked_s, 0.1, 2, None)
+    new = (before, asked) if kind == "new" else (before,)
+    held = () if kind == "new" else (Held("10.2.64.1", 5000, asked_s, 2),)
+    assert good(played("unplug"), new, held, (record,)) is accepted
 
 
 def test_some_chaos_keeps_the_guarantees() -> None:

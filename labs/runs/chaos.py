@@ -180,7 +180,7 @@ def verdicts(
         "broken_when_halves_met": judgement.broken_in_merges,
         "broken_unexplained": [_broken(*pair) for pair in judgement.broken_unexplained],
         "connections_watched": len(records),
-        "answered_by_two_hosts": [_twice(*pair) for pair in judgement.twice],
+        "answered_by_two_hosts": [_twice(*each) for each in judgement.twice],
         "answered_by_two_hosts_while_a_split_heals": judgement.twice_in_merges,
     }
 
@@ -189,9 +189,12 @@ def _broken(held: Held, played: Played | None) -> str:
     return f"{held.client}:{held.port} at host {held.host_id}, {held.error}, {_during(played)}"
 
 
-def _twice(record: Answered, played: Played | None) -> str:
+def _twice(record: Answered, asked_s: float, played: Played | None) -> str:
     hosts = " and ".join(record.hosts)
-    late = "" if played is None else f", {record.at_s - played.undone_s:+.3f} s from its end"
+    late = ""
+    if played is not None:
+        times = (one - played.undone_s for one in (asked_s, record.at_s))
+        late = ", asked {:+.3f} s and answered again {:+.3f} s from its end".format(*times)
     return f"{record.client}:{record.port} by {hosts} {_during(played)}{late}"
 
 
