@@ -64,6 +64,7 @@ def start(state: State, event: CommandReceived) -> None:
     state.embargo_until_ms = 0
     state.left.clear()
     state.told.clear()
+    state.hinted.clear()
     state.unheard_since.clear()
     state.new_code(event.host_code)
     orphans.start(state)

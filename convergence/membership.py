@@ -100,6 +100,11 @@ def _beware_of_unheard(state: State, known: int) -> None:
     for host_id, left_ms in state.left.items():
         if state.now_ms - left_ms < patience_ms:
             known &= ~(1 << host_id - 1)
+    for peer in state.candidates:
+        lately = state.now_ms - peer.received_ms < 2 * state.period_ms
+        waits = peer.statement.flags & NEWCOMER and peer.reports(state.index, state.tag)
+        if lately and waits:
+            known &= ~peer.bit  # restarted, it holds nothing and comes in with me
     if known & ~state.bit:
         state.embargo_until_ms = state.now_ms + patience_ms
 

@@ -97,12 +97,15 @@ def note_agreement(state: State, peer: Peer) -> None:
 def newcomer_must_wait(state: State) -> bool:
     """A newcomer does not serve while it hears a host that it should be a member with.
 
-    That is one that a host which left has told of, and that I do not hear; one which has not
+    That is one that a host which left has told of, or while I am alone any host, and that I do not
+    hear; one which has not
     heard that I take part now, so that it may begin beside me, or may never hear me; one that has
     been Converged; or, among newcomers that cannot all hear each other, a group with a lower id.
     A lower one that has me in its view cannot serve before I agree: it is I who choose.
     """
-    if _told_of_a_stranger(state):
+    if _is_stranger_about(state, state.told):
+        return True
+    if not state.others and _is_stranger_about(state, state.hinted):
         return True
     lowest = min(state.members)
     fresh = all(peer.statement.flags & NEWCOMER for peer in state.view.values())
@@ -143,10 +146,10 @@ def _is_deaf(state: State, peer: Peer) -> bool:
     return peer.received_ms - since_ms >= DEAF_PERIODS * state.period_ms
 
 
-def _told_of_a_stranger(state: State) -> bool:
-    """An established host heard one that I do not hear; that word made its lease longer."""
+def _is_stranger_about(state: State, words: dict[int, int]) -> bool:
+    """Somebody heard a host that I do not hear; that word made its lease longer."""
     patience_ms = state.death_ms + EMBARGO_PERIODS * state.period_ms
-    for host_id, heard_ms in state.told.items():
+    for host_id, heard_ms in words.items():
         if state.now_ms - heard_ms < patience_ms and not _is_heard(state, host_id):
             return True
     return False

@@ -141,6 +141,8 @@ class State:
     """Per host id when I heard that it leaves."""
     told: dict[int, int] = field(default_factory=dict)
     """Per host id when, by the word of an established host that is no member, it was heard last."""
+    hinted: dict[int, int] = field(default_factory=dict)
+    """Likewise by the word of any host that is no member, be it in that one's view or not."""
     candidates: list[Peer] = field(default_factory=list)
     others: int = 0
     view_digest: int = 0
@@ -330,13 +332,15 @@ class State:
 
     def note_told(self, peer: Peer) -> None:
         """Remember whom this host hears: it may serve, and I may not be able to ask it."""
-        said = peer.statement
-        if said.flags & NEWCOMER or self.view.get(peer.host_id) is peer:
+        if self.view.get(peer.host_id) is peer:
             return
+        said = peer.statement
+        members = 0 if said.flags & NEWCOMER else said.view
         for index, age in enumerate(peer.heartbeat.ages):
-            if age != AGE_NONE and index != self.index and said.view >> index & 1:
+            if age != AGE_NONE and index not in (self.index, peer.index):
                 heard_ms = peer.received_ms - age * self.death_ms // AGE_UNITS
-                self.told[index + 1] = max(heard_ms, self.told.get(index + 1, NEVER))
+                for words in (self.hinted, self.told)[: 1 + (members >> index & 1)]:
+                    words[index + 1] = max(heard_ms, words.get(index + 1, NEVER))
 
     def own_identity(self) -> bytes:
         """What the view digest covers of me."""

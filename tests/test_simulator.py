@@ -53,11 +53,13 @@ REGRESSIONS = {
     4231616: "the only partner was known to have restarted, and its lease was waited for",
     4306140: "a sleeper woke between two halves, joined one and could not hear the other (checker)",
     4333481: "a mute host took a dead one's last word for a proof that it was heard",
+    88141: "an embargo for a host that had been restarted, and that was heard",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
 }
 
 # Likewise, of kinds that were added later.
 ADDED_REGRESSIONS = {
+    (71334, "several"): "a mute lone host's lease outlived the last word about it by a millisecond",
     (5200324, "several"): "who left for want of hearing a lone host came back as one that may",
     (500048, "several"): "a mute host's only partner restarted and its lapsed lease ran again",
     (500123, "several"): "to hear only a starting host is not to be mute to others (checker)",
