@@ -24,9 +24,9 @@ from convergence.heartbeat import FRAME_BYTES, HeartbeatError
 from convergence.rules import ALL_BUCKETS, Affinity, FilteringMode, PortRule
 from convergence.state import State
 from tests.fuzz.mutate import mutate
-from tests.simulator.checkers import OneServer
 from tests.simulator.episode import Episode
 from tests.simulator.faults import options
+from tests.simulator.ownership import OneServer
 from tests.simulator.world import STICKY, Host, World, bits_of, keys_of
 
 HEAD = ListHead(2, bytes((10, 1, 0, 100)), bytes((10, 1, 0, 2)), 77, 5, 3, 1 << 63, b"digested")

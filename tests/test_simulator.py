@@ -8,10 +8,10 @@ import pytest
 from convergence import lease, losing, membership, phases
 from convergence.rules import ALL_BUCKETS
 from convergence.state import State
-from tests.simulator import checkers
 from tests.simulator.episode import Episode, run_seed
 from tests.simulator.faults import ADDED, CHANGE, KINDS, Fault, Options, options, relay_faults, size
 from tests.simulator.network import CALM, Weather
+from tests.simulator.ownership import overlap
 from tests.simulator.scenario import play
 from tests.simulator.shrink import read_episode, read_fault, shrink, to_lines, violated
 
@@ -301,4 +301,4 @@ def test_newcomers_that_do_not_wait_for_each_other_are_noticed(
 
 
 def test_overlap_names_slot_and_buckets() -> None:
-    assert checkers.overlap((0b11, 0), (0b10, 1)) == ["slot 0 buckets 0x2"]
+    assert overlap((0b11, 0), (0b10, 1)) == ["slot 0 buckets 0x2"]

@@ -15,14 +15,13 @@ from tests.simulator.checkers import (
     FewestMoves,
     NoHole,
     OneConfiguration,
-    OneOwner,
-    OneServer,
     Service,
     Violation,
     liveness,
     nobody,
 )
 from tests.simulator.faults import CHANGE, NETWORK, PERIOD_MS, PERIODS, Fault, Options, options
+from tests.simulator.ownership import OneOwner, OneServer
 from tests.simulator.world import RULES, STICKY, Host, World
 
 KEYRING = Keyring((Key(7, b"0123456789abcdef0123456789abcdef"),), Authentication.ENFORCE)

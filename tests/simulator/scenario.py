@@ -55,9 +55,10 @@ from convergence.events import (
 from convergence.heartbeat import EXTENSION_OFFSET, FRAME_BYTES
 from convergence.rules import ALL_BUCKETS
 from tests.simulator.change import rules, written
-from tests.simulator.checkers import FailClosed, OneConfiguration, OneOwner, OneServer
+from tests.simulator.checkers import FailClosed, OneConfiguration
 from tests.simulator.episode import Episode
 from tests.simulator.faults import Fault
+from tests.simulator.ownership import OneOwner, OneServer
 from tests.simulator.shrink import read_episode, read_fault
 from tests.simulator.world import RULES, Host, World, bits_of
 
