@@ -21,7 +21,14 @@ two hosts the lease is 2 x P longer, and the one that is left alone takes the ot
 from bisect import bisect_right
 
 from convergence.events import Severity
-from convergence.heartbeat import AGE_UNITS, JOINING, LEAVING, NEWCOMER, SEQUENCE_TAG
+from convergence.heartbeat import (
+    AGE_NONE,
+    AGE_UNITS,
+    JOINING,
+    LEAVING,
+    NEWCOMER,
+    SEQUENCE_TAG,
+)
 from convergence.peers import Peer
 from convergence.phases import enter
 from convergence.stages import Phase, Stage
@@ -118,7 +125,7 @@ def listen(state: State, reason: str) -> None:
     state.target = None
     state.view.clear()
     for peer in (*state.heard.primary.values(), *state.heard.rivals.values()):
-        state.note_told(peer)
+        note_told(state, peer)
     state.two_view = False
     state.expiry_ms = FOREVER
     state.agree = state.stable1 = state.stable2 = 0
@@ -168,6 +175,19 @@ def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
         peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
         state.known_heard_ms = max(state.known_heard_ms, peer.heard_me_ms)
     return False
+
+
+def note_told(state: State, peer: Peer) -> None:
+    """Remember whom this host hears: it may serve, and I may not be able to ask it."""
+    if state.view.get(peer.host_id) is peer:
+        return
+    said = peer.statement
+    members = 0 if said.flags & NEWCOMER else said.view
+    for index, age in enumerate(peer.heartbeat.ages):
+        if age != AGE_NONE and index not in (state.index, peer.index):
+            heard_ms = peer.received_ms - age * state.death_ms // AGE_UNITS
+            for words in (state.hinted, state.told)[: 1 + (members >> index & 1)]:
+                words[index + 1] = max(heard_ms, words.get(index + 1, NEVER))
 
 
 def note_stranger(state: State, peer: Peer, received_ms: int) -> bool:

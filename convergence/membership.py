@@ -47,7 +47,7 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
     if (not quiet or state.joining) and conflicts.resolve_priorities(state, peer):
         return
     if state.newcomer:
-        state.note_told(peer)
+        lease.note_told(state, peer)
     if state.joining or state.stage is Stage.LEAVING:
         return
     _hear_started(state, peer, quiet)

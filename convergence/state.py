@@ -15,8 +15,6 @@ from convergence.change import Staging
 from convergence.clients import Affinity
 from convergence.events import Convergence, LogEvent, Output, Severity
 from convergence.heartbeat import (
-    AGE_NONE,
-    AGE_UNITS,
     CODE_TAG,
     DRAINING,
     JOINING,
@@ -329,18 +327,6 @@ class State:
             self.expiry_ms = min(self.expiry_ms, peer.received_ms + self.death_ms)
         self.recompute_candidates()
         self.changed()
-
-    def note_told(self, peer: Peer) -> None:
-        """Remember whom this host hears: it may serve, and I may not be able to ask it."""
-        if self.view.get(peer.host_id) is peer:
-            return
-        said = peer.statement
-        members = 0 if said.flags & NEWCOMER else said.view
-        for index, age in enumerate(peer.heartbeat.ages):
-            if age != AGE_NONE and index not in (self.index, peer.index):
-                heard_ms = peer.received_ms - age * self.death_ms // AGE_UNITS
-                for words in (self.hinted, self.told)[: 1 + (members >> index & 1)]:
-                    words[index + 1] = max(heard_ms, words.get(index + 1, NEVER))
 
     def own_identity(self) -> bytes:
         """What the view digest covers of me."""
