@@ -177,6 +177,30 @@ def note_heard(state: State, peer: Peer, received_ms: int) -> bool:
     return False
 
 
+def note_stranger(state: State, peer: Peer, received_ms: int) -> bool:
+    """Likewise of a host with another configuration: only while I am alone it can prove that."""
+    peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
+    if state.newcomer or not alone(state):
+        return False
+    return received_ms >= heard_until_ms(state) + state.period_ms
+
+
+def note_next_life(state: State, peer: Peer, received_ms: int) -> None:
+    """My only partner was restarted, and its former life is not silent for long enough yet.
+
+    The next life may die before it takes that place: the one after it must know who heard me, but
+    no lease becomes longer than it was beside the partner itself.
+    """
+    partner = state.view.get(peer.host_id)
+    both = state.bit | peer.bit
+    if partner is None or state.others != peer.bit or partner.statement.view != both:
+        return
+    if peer.statement.flags & NEWCOMER and peer.is_machine_of(partner):
+        heard_ms = _heard_of_me(state, peer, received_ms)
+        limit_ms = state.known_heard_ms + _bonus_ms(state)
+        partner.next_heard_me_ms = max(partner.next_heard_me_ms, min(heard_ms, limit_ms))
+
+
 def note_told(state: State, peer: Peer) -> None:
     """Remember whom this host hears: it may serve, and I may not be able to ask it."""
     if state.view.get(peer.host_id) is peer:
@@ -188,14 +212,6 @@ def note_told(state: State, peer: Peer) -> None:
             heard_ms = peer.received_ms - age * state.death_ms // AGE_UNITS
             for words in (state.hinted, state.told)[: 1 + (members >> index & 1)]:
                 words[index + 1] = max(heard_ms, words.get(index + 1, NEVER))
-
-
-def note_stranger(state: State, peer: Peer, received_ms: int) -> bool:
-    """Likewise of a host with another configuration: only while I am alone it can prove that."""
-    peer.heard_me_ms = max(peer.heard_me_ms, _heard_of_me(state, peer, received_ms))
-    if state.newcomer or not alone(state):
-        return False
-    return received_ms >= heard_until_ms(state) + state.period_ms
 
 
 def give_up(state: State) -> None:

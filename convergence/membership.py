@@ -39,6 +39,7 @@ def hear(state: State, heartbeat: Heartbeat, received_ms: int, source_mac: bytes
         # It does not know what its predecessor heard, and will not wait longer for me.
         state.two_view = False
     if state.heard.primary.get(host_id) is not peer and not _become_primary(state, peer):
+        lease.note_next_life(state, peer, received_ms)
         return
     if lease.note_heard(state, peer, received_ms):
         lease.give_up(state)
@@ -137,8 +138,10 @@ def _left_unhearing(state: State, primary: Peer | None) -> bool:
 
 
 def _heard_by_predecessor(state: State, primary: Peer | None) -> int:
-    if primary is None or state.view.get(primary.host_id) is primary:
+    if primary is None:
         return state.known_heard_ms
+    if state.view.get(primary.host_id) is primary:
+        return max(state.known_heard_ms, primary.next_heard_me_ms)
     return lease.heard_alone_ms(state, primary)
 
 

@@ -60,6 +60,7 @@ class Peer:
         "host_id",
         "identity",
         "index",
+        "next_heard_me_ms",
         "received_ms",
         "since_ms",
         "source_mac",
@@ -87,6 +88,8 @@ class Peer:
         """As a member: since when it is one, and we hear each other."""
         self.heard_me_ms = -(1 << 62)
         """When I sent the newest frame that it surely heard, while it goes by me."""
+        self.next_heard_me_ms = -(1 << 62)
+        """As my only partner: likewise of its next life, before that took its place."""
         self.vouched: dict[tuple[int, int], int] = {}
         """Per host id and code when that host heard this one, by words that it has said since no
         more and has not taken back."""
