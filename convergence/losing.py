@@ -2,11 +2,11 @@
 
 from convergence import lease, orphans
 from convergence.events import Severity
-from convergence.heartbeat import AGE_NONE, AGE_UNITS
+from convergence.heartbeat import AGE_NONE, AGE_UNITS, NEWCOMER
 from convergence.peers import Peer, Word
 from convergence.phases import change_view
 from convergence.rules import HOST_ID_MAX
-from convergence.stages import Stage
+from convergence.stages import Phase, Stage
 from convergence.state import EMBARGO_PERIODS, FOREVER, NEVER, State
 
 FORGET_PERIODS = 2
@@ -57,7 +57,9 @@ def judge(state: State) -> None:
     expiry = FOREVER
     for peer in state.view.values():
         heard_until = peer.received_ms + state.death_ms
-        if heard_until <= state.now_ms and state.heard.primary.get(peer.host_id) is peer:
+        if is_in_the_way(state, peer):
+            heard_until = state.now_ms
+        elif heard_until <= state.now_ms and state.heard.primary.get(peer.host_id) is peer:
             heard_until = newest_ms(state, peer) + state.death_ms
         if heard_until <= state.now_ms:
             dead.append(peer)
@@ -75,10 +77,25 @@ def judge(state: State) -> None:
     _forget_silent(state)
 
 
+def is_in_the_way(state: State, peer: Peer) -> bool:
+    """A member that was restarted before it held anything, while members converge.
+
+    They would wait for it in vain, and its next life waits until they have converged.  Not beside
+    another newcomer, which lets the next life in at any time: it would be lost and let in for ever.
+    """
+    if state.phase is Phase.CONVERGED or state.newcomer or not _is_restarted(state, peer):
+        return False
+    if any(peer.statement.current):
+        return False
+    newcomers = [one for one in state.view.values() if one.statement.flags & NEWCOMER]
+    return newcomers == [peer]
+
+
 def _lose(state: State, dead: list[Peer]) -> None:
     for peer in dead:
         del state.view[peer.host_id]
-        text = f"Host {peer.host_id} is lost: no heartbeat for {state.death_ms} ms."
+        silence_ms = min(state.death_ms, state.now_ms - peer.received_ms)
+        text = f"Host {peer.host_id} is lost: no heartbeat for {silence_ms} ms."
         state.log("host-lost", Severity.WARNING, text, host_id=peer.host_id)
         state.lost[peer.host_id, peer.code] = peer
         state.orphans_stale = True

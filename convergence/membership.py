@@ -3,7 +3,7 @@
 from convergence import affinity, conflicts, lease, orphans, switching
 from convergence.events import Severity
 from convergence.heartbeat import AGE_NONE, JOINING, LEAVING, NEWCOMER, Heartbeat
-from convergence.losing import lose_if_deaf, note_word
+from convergence.losing import is_in_the_way, lose_if_deaf, note_word
 from convergence.peers import Peer
 from convergence.phases import advance, change_view, note_agreement, restart
 from convergence.stages import Phase, Stage
@@ -123,6 +123,8 @@ def _become_primary(state: State, peer: Peer) -> bool:
         # that the member or, when it restarts again and again, a host between the two.
         peer.since_ms = min(peer.since_ms, _heard_by_predecessor(state, primary))
     state.heard.promote(peer)
+    if primary is not None and is_in_the_way(state, primary):
+        state.expiry_ms = state.now_ms
     state.recompute_candidates()
     # Heard for the first time: let it know that it is heard.
     state.urgent = True
