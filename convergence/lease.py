@@ -210,8 +210,9 @@ def note_told(state: State, peer: Peer) -> None:
     for index, age in enumerate(peer.heartbeat.ages):
         if age != AGE_NONE and index not in (state.index, peer.index):
             heard_ms = peer.received_ms - age * state.death_ms // AGE_UNITS
-            for words in (state.hinted, state.told)[: 1 + (members >> index & 1)]:
-                words[index + 1] = max(heard_ms, words.get(index + 1, NEVER))
+            state.hinted[index + 1] = max(heard_ms, state.hinted.get(index + 1, NEVER))
+            if members >> index & 1:
+                state.told[index + 1] = max(heard_ms, state.told.get(index + 1, NEVER))
 
 
 def give_up(state: State) -> None:
