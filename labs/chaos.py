@@ -3,6 +3,7 @@
 Pure: the plan follows from the seed alone, the judgement from what clients and witness saw.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,17 @@ SPLITS = ("partition", "unplug", "deaf")
 """Faults that leave a host alone: it serves everything that reaches it, as NLB does, and when it is
 back, double ownership ends within two periods."""
 
+LASTING = ("loss", "crash-loop")
+"""Faults that do harm for as long as they are held.  Any other strikes once: others serve what it
+took as soon as it is detected, and buckets change hands once more when it is undone."""
+
+ONE_GAP_S = 0.5
+"""Connections that failed closer together than this, while buckets changed hands once, fell into
+one gap of the service."""
+
+OPENING_S = 0.1
+"""A connection may be on its way, from its SYN to its answer, when an act begins."""
+
 HOLD_S = {"stop": (0.2, 4.0), "freeze": (0.2, 4.0), "partition": (0.5, 4.0)}
 """How long a fault lasts, seconds; the same in general is USUAL_HOLD_S."""
 
@@ -54,13 +66,24 @@ class Act:
 class Played:
     """An act as it was played, times in CLOCK_MONOTONIC seconds.
 
-    ``converged_s``: when all hosts were converged with each other again.
+    From ``began_s`` to ``applied_s`` it was brought about, from ``undoing_s`` to ``undone_s`` put
+    back; ``converged_s``: when all hosts were converged with each other again.
     """
 
     act: Act
     began_s: float
+    applied_s: float
+    undoing_s: float
     undone_s: float
     converged_s: float
+
+    def changes(self, detection_s: float, slack_s: float) -> list[tuple[float, float]]:
+        """From when to when it may cost a new connection: while buckets change hands."""
+        until_s = self.converged_s + slack_s
+        if self.act.kind in LASTING:
+            return [(self.began_s - OPENING_S, until_s)]
+        taken_s = self.applied_s + (detection_s if self.act.kind in FAULTS else 0.0) + slack_s
+        return [(self.began_s - OPENING_S, taken_s), (self.undoing_s - OPENING_S, until_s)]
 
 
 def plan(host_ids: Sequence[int], seed: int) -> Iterator[Act]:
@@ -98,9 +121,9 @@ class Judgement:
     failed_unexplained: list[Connection] = field(default_factory=list)
     broken: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
-    failing_s: dict[str, float] = field(default_factory=dict)
-    """From the first to the last connection that failed for one act: buckets change hands when it
-    begins and when it is undone, and others are served in between."""
+    gap_s: dict[str, float] = field(default_factory=dict)
+    """The longest gap in the service by kind: from its first connection that failed to its last.
+    Others are served meanwhile."""
 
     @property
     def good(self) -> bool:
@@ -118,12 +141,15 @@ def judge(
     new: Sequence[Connection],
     held: Sequence[Held],
     records: Sequence[Answered],
+    *,
+    detection_s: float,
     slack_s: float,
     silence_s: float,
     merge_s: float,
 ) -> Judgement:
     """Everything that went wrong, each with the act that accounts for it.
 
+    ``detection_s``: how long the death of a host goes unnoticed;
     ``merge_s``: how long two owners may be after a split has ended;
     ``slack_s``: how long after an act a client may still feel it (its time-out, a round);
     ``silence_s``: how long a held connection waits before it counts as broken.
@@ -149,7 +175,7 @@ def judge(
     for each in held:
         if each.error is not None and each.broken_s is not None:
             _judge_broken(judgement, played, each, slack_s, silence_s)
-    _judge_failed(judgement, played, new, slack_s)
+    _judge_failed(judgement, played, new, detection_s, slack_s)
     return judgement
 
 
@@ -193,17 +219,30 @@ def _judge_broken(
 
 
 def _judge_failed(
-    judgement: Judgement, played: Sequence[Played], new: Sequence[Connection], slack_s: float
+    judgement: Judgement,
+    played: Sequence[Played],
+    new: Sequence[Connection],
+    detection_s: float,
+    slack_s: float,
 ) -> None:
-    first_s: dict[float, float] = {}
+    changes = [
+        (each.act.kind, from_s, until_s)
+        for each in reversed(played)
+        for from_s, until_s in reversed(each.changes(detection_s, slack_s))
+    ]
+    gap_s, last_s, last_change = 0.0, -math.inf, None
     failed = (connection for connection in new if connection.host_id is None)
     for connection in sorted(failed, key=lambda each: each.began_s):
-        ended_s = connection.began_s + connection.took_s
-        act = _act_over(played, connection.began_s, ended_s, slack_s)
-        if act is None:
+        at_s = connection.began_s
+        near = (change for change in changes if change[1] <= at_s <= change[2])
+        if (change := next(near, None)) is None:
             judgement.failed_unexplained.append(connection)
             continue
-        kind = act.act.kind
+        kind = change[0]
         judgement.failed[kind] = judgement.failed.get(kind, 0) + 1
-        failing_s = connection.began_s - first_s.setdefault(act.began_s, connection.began_s)
-        judgement.failing_s[kind] = max(judgement.failing_s.get(kind, 0.0), round(failing_s, 3))
+        if change == last_change and at_s < last_s + ONE_GAP_S:
+            gap_s += at_s - last_s
+        else:
+            gap_s = 0.0
+        last_s, last_change = at_s, change
+        judgement.gap_s[kind] = max(judgement.gap_s.get(kind, 0.0), round(gap_s, 3))

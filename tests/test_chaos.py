@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from labs.chaos import FAULTS, PLANNED, Act, Played, judge, plan
+from labs.chaos import FAULTS, PLANNED, Act, Judgement, Played, judge, plan
 from labs.load import Connection, Held
 from labs.switch import PortFaults
 from labs.witness import Answered
@@ -28,7 +28,8 @@ def test_a_seed_is_one_series_in_which_every_kind_comes_up() -> None:
 
 def played(kind: str, began_s: float = 10.0) -> Played:
     """An act on host 2: undone after 2 s, converged after another 0.5."""
-    return Played(Act(kind, (2,), 2.0), began_s, began_s + 2.0, began_s + 2.5)
+    marks_s = (began_s, began_s, began_s + 2.0, began_s + 2.0, began_s + 2.5)
+    return Played(Act(kind, (2,), 2.0), *marks_s)
 
 
 def good(
@@ -37,7 +38,17 @@ def good(
     held: tuple[Held, ...] = (),
     records: tuple[Answered, ...] = (),
 ) -> bool:
-    return judge([act], new, held, records, slack_s=0.7, silence_s=4.0, merge_s=0.25).good
+    return judged(act, new, held, records).good
+
+
+def judged(
+    act: Played,
+    new: tuple[Connection, ...] = (),
+    held: tuple[Held, ...] = (),
+    records: tuple[Answered, ...] = (),
+) -> Judgement:
+    limits_s = {"detection_s": 0.5, "slack_s": 0.7, "silence_s": 4.0, "merge_s": 0.25}
+    return judge([act], new, held, records, **limits_s)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +79,45 @@ def test_only_victims_may_lose_connections(
 
 
 @pytest.mark.parametrize(
-    ("began_s", "accepted"), [(8.0, False), (9.8, True), (11.0, True), (13.0, True), (14.0, False)]
+    ("kind", "began_s", "accepted"),
+    [
+        ("kill", 9.5, False),
+        # Its SYN was answered, and then its host was dead.
+        ("kill", 9.95, True),
+        # Others have had 0.5 s to notice, and some rounds to take over.
+        ("kill", 11.1, True),
+        ("kill", 11.3, False),
+        # It comes back at 12, takes its buckets until 12.5.
+        ("kill", 12.0, True),
+        ("kill", 13.1, True),
+        ("kill", 13.3, False),
+        ("weight", 10.6, True),
+        ("weight", 10.8, False),
+        ("join", 11.5, False),
+        ("join", 12.1, True),
+        ("loss", 11.5, True),
+        ("crash-loop", 11.5, True),
+        ("crash-loop", 13.3, False),
+    ],
 )
-def test_a_failure_needs_an_act_that_it_fell_into(began_s: float, accepted: bool) -> None:
-    failed = Connection("10.2.64.1", 5000, began_s, 0.5, None, "TimeoutError")
+def test_a_new_connection_may_fail_only_while_buckets_change_hands(
+    kind: str, began_s: float, accepted: bool
+) -> None:
     answered = Connection("10.2.64.1", 5001, began_s, 0.5, 2, None)
-    assert good(played("kill"), new=(failed, answered)) is accepted
+    assert good(played(kind), new=(failed(began_s), answered)) is accepted
+
+
+def failed(began_s: float) -> Connection:
+    return Connection("10.2.64.1", 5000, began_s, 0.5, None, "TimeoutError")
+
+
+def test_a_gap_lasts_from_its_first_failure_to_its_last() -> None:
+    new = tuple(map(failed, (10.4, 10.0, 10.2, 12.0, 12.3, 12.9)))
+    seen = judged(played("kill"), new)
+    assert (seen.failed, seen.gap_s) == ({"kill": 6}, {"kill": 0.4})
+    # Short after each other, but buckets changed hands twice.
+    act = Played(Act("kill", (2,), 0.3), 10.0, 10.0, 10.3, 10.3, 10.6)
+    assert judged(act, tuple(map(failed, (10.0, 10.15, 10.3, 10.6)))).gap_s == {"kill": 0.3}
 
 
 @pytest.mark.parametrize(
