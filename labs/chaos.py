@@ -3,12 +3,12 @@
 Pure: the plan follows from the seed alone, the judgement from what clients and witness saw.
 """
 
-import math
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from labs.load import Connection, Held
+from labs.load import Connection, Held, gaps
 from labs.witness import Answered
 
 PLANNED = ("drainstop", "drain-rule", "weight", "join")
@@ -39,10 +39,6 @@ back, double ownership ends within two periods."""
 LASTING = ("loss", "crash-loop")
 """Faults that do harm for as long as they are held.  Any other strikes once: others serve what it
 took as soon as it is detected, and buckets change hands once more when it is undone."""
-
-ONE_GAP_S = 0.5
-"""Connections that failed closer together than this, while buckets changed hands once, fell into
-one gap of the service."""
 
 OPENING_S = 0.1
 """A connection may be on its way, from its SYN to its answer, when an act begins."""
@@ -122,8 +118,8 @@ class Judgement:
     broken: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
     gap_s: dict[str, float] = field(default_factory=dict)
-    """The longest gap in the service by kind: from its first connection that failed to its last.
-    Others are served meanwhile."""
+    """The longest gap in the service by kind, while buckets changed hands once; others are served
+    meanwhile.  Loss has none: a SYN is lost here and there."""
 
     @property
     def good(self) -> bool:
@@ -225,24 +221,23 @@ def _judge_failed(
     detection_s: float,
     slack_s: float,
 ) -> None:
-    changes = [
-        (each.act.kind, from_s, until_s)
-        for each in reversed(played)
-        for from_s, until_s in reversed(each.changes(detection_s, slack_s))
-    ]
-    gap_s, last_s, last_change = 0.0, -math.inf, None
-    failed = (connection for connection in new if connection.host_id is None)
-    for connection in sorted(failed, key=lambda each: each.began_s):
-        at_s = connection.began_s
-        near = (change for change in changes if change[1] <= at_s <= change[2])
-        if (change := next(near, None)) is None:
+    changes = sorted(
+        (from_s, until_s, each.act.kind)
+        for each in played
+        for from_s, until_s in each.changes(detection_s, slack_s)
+    )
+    begins_s = [from_s for from_s, _, _ in changes]
+    during: dict[int, list[Connection]] = {}
+    for connection in new:
+        latest = bisect_right(begins_s, connection.began_s) - 1
+        if latest >= 0 and connection.began_s <= changes[latest][1]:
+            during.setdefault(latest, []).append(connection)
+        elif connection.host_id is None:
             judgement.failed_unexplained.append(connection)
-            continue
-        kind = change[0]
-        judgement.failed[kind] = judgement.failed.get(kind, 0) + 1
-        if change == last_change and at_s < last_s + ONE_GAP_S:
-            gap_s += at_s - last_s
-        else:
-            gap_s = 0.0
-        last_s, last_change = at_s, change
-        judgement.gap_s[kind] = max(judgement.gap_s.get(kind, 0.0), round(gap_s, 3))
+    for index, connections in during.items():
+        kind = changes[index][2]
+        failed = sum(connection.host_id is None for connection in connections)
+        judgement.failed[kind] = judgement.failed.get(kind, 0) + failed
+        if kind != "loss":
+            gap_s = max((until_s - from_s for from_s, until_s in gaps(connections)), default=0.0)
+            judgement.gap_s[kind] = max(judgement.gap_s.get(kind, 0.0), round(gap_s, 3))

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from labs.handle import LabHandle
-from labs.load import Connection, Result
+from labs.load import Connection, Result, gaps
 
 BINS_MAX = 400
 BIN_MIN_S = 0.1
-GAP_JOIN_S = 1.0
-"""Failures less than this apart are one gap in service."""
 
 
 def note(lab: LabHandle, node: str, result: Result) -> None:
@@ -50,18 +48,3 @@ def series(connections: Sequence[Connection]) -> dict[str, Any]:
         "failed": failed,
         "gaps": gaps(connections),
     }
-
-
-def gaps(connections: Sequence[Connection]) -> list[list[float]]:
-    """[from, until] of every stretch in which connections failed: begin of the first of them to
-    the end of the last."""
-    found: list[list[float]] = []
-    for connection in sorted(connections, key=lambda each: each.began_s):
-        if connection.host_id is not None:
-            continue
-        end_s = connection.began_s + connection.took_s
-        if found and connection.began_s - found[-1][1] < GAP_JOIN_S:
-            found[-1][1] = round(max(end_s, found[-1][1]), 4)
-        else:
-            found.append([round(connection.began_s, 4), round(end_s, 4)])
-    return found

@@ -4,11 +4,17 @@ The functions run inside a client node (``LabHandle.start``).  Times are CLOCK_M
 seconds, which all nodes and the machine share.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from labs.handle import Channel
 from labs.topology import CLIENT_POOL, CLUSTER_IP_ADDRESS, SERVICE_PORT
+
+GAP_JOIN_S = 0.5
+"""Failures less than this apart are one gap in the service: where a host of many is gone, most
+clients in between are answered."""
 
 SERVER = (str(CLUSTER_IP_ADDRESS), SERVICE_PORT)
 
@@ -97,6 +103,26 @@ class Result:
             if connection.host_id is not None and connection.began_s >= since_s:
                 count[connection.host_id] = count.get(connection.host_id, 0) + 1
         return dict(sorted(count.items()))
+
+
+def gaps(connections: Iterable[Connection]) -> list[list[float]]:
+    """[from, until] of every gap in the service: from the first connection that failed until the
+    one that followed the last of them."""
+    found: list[list[float]] = []
+    answered = True
+    ordered = sorted(connections, key=lambda each: each.began_s)
+    for connection, following in zip_longest(ordered, ordered[1:]):
+        if connection.host_id is not None:
+            answered = True
+            continue
+        ends_s = connection.began_s + connection.took_s
+        until_s = following.began_s if following is not None else ends_s
+        if found and (not answered or connection.began_s < found[-1][1] + GAP_JOIN_S):
+            found[-1][1] = round(until_s, 4)
+        else:
+            found.append([round(connection.began_s, 4), round(until_s, 4)])
+        answered = False
+    return found
 
 
 def clients(channel: Channel, traffic: Traffic) -> dict[str, Any]:

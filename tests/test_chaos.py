@@ -111,13 +111,17 @@ def failed(began_s: float) -> Connection:
     return Connection("10.2.64.1", 5000, began_s, 0.5, None, "TimeoutError")
 
 
-def test_a_gap_lasts_from_its_first_failure_to_its_last() -> None:
-    new = tuple(map(failed, (10.4, 10.0, 10.2, 12.0, 12.3, 12.9)))
-    seen = judged(played("kill"), new)
-    assert (seen.failed, seen.gap_s) == ({"kill": 6}, {"kill": 0.4})
-    # Short after each other, but buckets changed hands twice.
-    act = Played(Act("kill", (2,), 0.3), 10.0, 10.0, 10.3, 10.3, 10.6)
-    assert judged(act, tuple(map(failed, (10.0, 10.15, 10.3, 10.6)))).gap_s == {"kill": 0.3}
+@pytest.mark.parametrize(("hold_s", "longest_s"), [(2.0, 0.8), (0.3, 0.5)])
+def test_a_gap_is_one_change_of_hands(hold_s: float, longest_s: float) -> None:
+    """Short after each other, but twice: when the fault strikes and when it is undone."""
+    marks_s = (10.0, 10.0, 10.0 + hold_s, 10.0 + hold_s, 12.5)
+    failing = (10.0, 10.1, 10.3, 10.5, 10.7)
+    new = [
+        failed(at_s) if at_s in failing else Connection("10.2.64.1", 5001, at_s, 0.1, 2, None)
+        for at_s in (10.0, 10.1, 10.2, 10.3, 10.4, 10.5, 10.6, 10.7, 10.8)
+    ]
+    seen = judged(Played(Act("kill", (2,), hold_s), *marks_s), tuple(new))
+    assert (seen.failed, seen.gap_s) == ({"kill": 5}, {"kill": longest_s})
 
 
 @pytest.mark.parametrize(

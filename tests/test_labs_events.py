@@ -2,10 +2,10 @@
 
 import pytest
 
-from labs.client_log import gaps, series
+from labs.client_log import series
 from labs.events import labs_in, parse
 from labs.experiment import await_converged, burst
-from labs.load import Connection, Traffic
+from labs.load import Connection, Traffic, gaps
 from labs.witness import FrameCounters
 from modes.plan import Mode
 from softnlb.errors import SoftnlbError
@@ -95,10 +95,24 @@ def test_failures_that_are_close_together_are_one_gap():
         Connection("c", 1, 10.0 + n / 10, 0.05, None if 5 <= n < 9 or n == 39 else 1)
         for n in range(40)
     ]
-    assert gaps(connections) == [[10.5, 10.85], [13.9, 13.95]]
+    assert gaps(connections) == [[10.5, 10.9], [13.9, 13.95]]
     counted = series(connections)
     assert sum(counted["failed"]) == 5
     assert sum(counted["answered"]["1"]) == 35
+
+
+def test_a_gap_lasts_while_nobody_or_not_everybody_is_answered():
+    def asked(began_s, host_id):
+        return Connection("c", 1, began_s, 0.5, host_id)
+
+    # One client a second, and nobody is answered.
+    assert gaps([asked(n, None if 3 <= n < 7 else 1) for n in range(10)]) == [[3, 7]]
+    # A host of three is gone, and a while later another one.
+    assert gaps([asked(n / 10, None if n in (3, 6, 9) else 1) for n in range(20)]) == [[0.3, 1.0]]
+    assert gaps([asked(n / 10, None if n in (3, 9) else 1) for n in range(20)]) == [
+        [0.3, 0.4],
+        [0.9, 1.0],
+    ]
 
 
 @pytest.mark.parametrize("line", ['{"at_s": "x", "event": "lab"}', "[]", "{", '{"event": "lab"}'])

@@ -59,6 +59,9 @@ WIDTH_IN = 10.4
 LABELLED_FAULTS_MAX = 12
 STEP_MIN_S = 0.2
 
+GAP_MIN_S = 0.05
+"""Shorter ones are a lost SYN, and would be told as 0.0 s."""
+
 LABELS_MAX = 18
 """Gaps of a time line that have room for their figure."""
 
@@ -254,7 +257,8 @@ def service(story: Story) -> Figure | None:
         failed = np.add.reduceat(np.array(seen["failed"]), starts) / widths
         axes.bar(left, failed, widths, bottom=bottom, align="edge", color=FAILED, linewidth=0)
         room_s, labelled = story.ends_s / LABELS_MAX, list[float]()
-        for from_s, until_s in sorted(seen["gaps"], key=lambda gap: gap[0] - gap[1]):
+        told = (gap for gap in seen["gaps"] if gap[1] - gap[0] >= GAP_MIN_S)
+        for from_s, until_s in sorted(told, key=lambda gap: gap[0] - gap[1]):
             axes.axvspan(from_s, until_s, color=FAILED, alpha=0.10, linewidth=0, zorder=0)
             middle_s = (from_s + until_s) / 2
             if any(abs(middle_s - other_s) < room_s for other_s in labelled):

@@ -53,8 +53,8 @@ Answered by two hosts, broken by a planned change, and whatever no fault account
 has to be 0.  A fault breaks the connections of its victims, if it takes their kernel or their
 cable; an agent that dies or sleeps breaks none.  A host that was cut off serves alone, as in NLB:
 when it is back, two hosts may answer for two periods.  A new connection may fail only while buckets
-change hands: for the detection time and a moment after a fault, for a moment after a change.  Such
-a gap lasts from the first to the last that failed; its clients try again."""
+change hands: for the detection time and a moment after a fault, for a moment after a change.  Its
+client tries again; others are served meanwhile."""
 
 
 class Player:
@@ -162,7 +162,7 @@ def figures(played: list[Played], judgement: Judgement) -> list[dict[str, Any]]:
                     "planned": kind in PLANNED,
                     "acts": len(of_kind),
                     "failed": judgement.failed.get(kind, 0),
-                    "longest_gap_s": judgement.gap_s.get(kind, 0.0),
+                    "longest_gap_s": judgement.gap_s.get(kind),
                     "broken_of_victims": judgement.broken.get(kind, 0),
                     "converged_after_median_s": round(median(took_s), 3),
                     "converged_after_most_s": round(max(took_s), 3),
@@ -217,7 +217,7 @@ def show(rows: list[dict[str, Any]], seen: dict[str, int | list[str]], title: st
             row["kind"] + (" (planned)" if row["planned"] else ""),
             row["acts"],
             row["failed"],
-            f"{row['longest_gap_s']:.2f} s",
+            "" if row["longest_gap_s"] is None else f"{row['longest_gap_s']:.2f} s",
             row["broken_of_victims"],
             f"{row['converged_after_median_s']:.2f} s",
             f"{row['converged_after_most_s']:.2f} s",
