@@ -97,25 +97,28 @@ class Machine:
         state = self._state
         state.outputs = []
         lease.check_clock(state, max(event.now_ms, state.now_ms))
-        if isinstance(event, FrameReceived):
-            if state.stage is not Stage.STOPPED:
-                reception.receive(state, event)
-        elif isinstance(event, CommandReceived):
-            commands.obey(state, event)
-        elif isinstance(event, IdleScanned):
-            orphans.scanned(state, event)
-        elif isinstance(event, HostProbed):
-            orphans.probed(state, event)
-        elif isinstance(event, ChangeProposed):
-            staging.propose(state, event)
-        elif isinstance(event, ChangeStaged):
-            staging.staged(state, event)
-        elif isinstance(event, ConfigurationRecalled):
-            staging.recalled(state, event)
-        elif isinstance(event, ClientsListed):
-            affinity.listed(state, event)
-        elif isinstance(event, ClientsForgotten):
-            affinity.forgotten(state)
+        match event:
+            case FrameReceived():
+                if state.stage is not Stage.STOPPED:
+                    reception.receive(state, event)
+            case CommandReceived():
+                commands.obey(state, event)
+            case IdleScanned():
+                orphans.scanned(state, event)
+            case HostProbed():
+                orphans.probed(state, event)
+            case ChangeProposed():
+                staging.propose(state, event)
+            case ChangeStaged():
+                staging.staged(state, event)
+            case ConfigurationRecalled():
+                staging.recalled(state, event)
+            case ClientsListed():
+                affinity.listed(state, event)
+            case ClientsForgotten():
+                affinity.forgotten(state)
+            case Tick():
+                pass
         # Whatever came in: frames in quick succession must not keep the listening from ending.
         if isinstance(event, Tick) or (state.joining and state.stage is not Stage.STOPPED):
             self._tick()

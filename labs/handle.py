@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,11 +72,9 @@ class LabHandle:
 
     def crowd(self) -> tuple[str, IPNetwork]:
         """The client node that is many clients, and their addresses.  Raises SoftnlbError."""
-        spec = self.spec()
-        for table in spec.complete_document()["client"]:
-            pool = spec.client_pool(table["name"])
-            if pool is not None:
-                return table["name"], pool
+        for table in self.spec().complete_document()["client"]:
+            if table["pool"] is not None:
+                return table["name"], ip_network(table["pool"])
         raise SoftnlbError(f"no client of lab {self.name} has a pool of addresses")
 
     def node_pid(self, name: str) -> int:
