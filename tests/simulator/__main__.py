@@ -16,6 +16,7 @@ from tests.simulator.shrink import shrink, to_lines
 
 FRESH_SEEDS = range(1_000_000, 1_000_000_000)
 SHRUNK_MAX = 3
+TELL_EVERY_S = 60
 
 
 def table(results: list[Result]) -> str:
@@ -52,7 +53,7 @@ def main() -> int:
     first = random.choice(FRESH_SEEDS) if arguments.start == "fresh" else int(arguments.start)
     seeds = range(first, first + arguments.seeds)
     print(f"seeds from {first} to {first + arguments.seeds - 1}", flush=True)
-    began = time.monotonic()
+    began = told = time.monotonic()
     results: list[Result] = []
     try:
         with multiprocessing.Pool(arguments.jobs) as pool:
@@ -62,6 +63,9 @@ def main() -> int:
                     print(f"{result.kind}, {result.hosts} hosts: {violation}")
                 if result.violations:
                     print(f"  replay: {result.replay_command}", flush=True)
+                if time.monotonic() > told + TELL_EVERY_S:
+                    told = time.monotonic()
+                    print(f"{len(results)} episodes after {told - began:.0f} s", flush=True)
     except KeyboardInterrupt:
         print("interrupted: what follows is about the episodes that were done")
     print(table(sorted(results, key=lambda one: one.seed)))
