@@ -98,10 +98,10 @@ def newcomer_must_wait(state: State) -> bool:
     """A newcomer does not serve while it hears a host that it should be a member with.
 
     That is one that a host which left has told of, or while I am alone any host, and that I do not
-    hear; one which has not
-    heard that I take part now, so that it may begin beside me, or may never hear me; one that has
-    been Converged; or, among newcomers that cannot all hear each other, a group with a lower id.
-    A lower one that has me in its view cannot serve before I agree: it is I who choose.
+    hear; one which has not heard that I take part now, so that it may begin beside me, or may never
+    hear me; one that has been Converged; or, among newcomers that cannot all hear each other, a
+    group with a lower id.  A lower one that has me in its view cannot serve before I agree: it is I
+    who choose.
     """
     if _is_stranger_about(state, state.told):
         return True

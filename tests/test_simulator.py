@@ -54,6 +54,7 @@ REGRESSIONS = {
     4306140: "a sleeper woke between two halves, joined one and could not hear the other (checker)",
     4333481: "a mute host took a dead one's last word for a proof that it was heard",
     88141: "an embargo for a host that had been restarted, and that was heard",
+    30053339: "an order that came to a paused host was stamped with that time (simulator)",
     68144: "a life of a crash loop that heard its only partner died before it was believed",
     177111913: "newcomers waited for one that could not come in, and for one that waited for them",
 }

@@ -280,14 +280,8 @@ class World:
         self._carry_out(host, tuple(pending))
         queue, host.queue = host.queue, []
         for event in queue:
-            if isinstance(event, FrameReceived):
-                event = FrameReceived(
-                    self.now_ms + host.clock_ms,
-                    event.payload,
-                    event.received_ms,
-                    event.source_mac,
-                )
-            self.give(host, event)
+            # A process reads its clock when it takes an input up, not when that came.
+            self.give(host, replace(event, now_ms=self.now_ms + host.clock_ms))
         self._tick(host, life)
 
     # ------------------------------------------------------------ steps
