@@ -147,7 +147,9 @@ def test_a_host_lives_under_systemd_as_the_unit_says(manager: Manager) -> None:
     first = manager.shows("MainPID")
     lines = manager.journal()
     assert any(line == ("6", "started: Host 1 started.") for line in lines), lines
-    assert not [line for line in lines if line[0] < "5"], "nothing that the hardening forbids"
+    # A stall of the machine is told, too, and is nothing that the hardening forbids.
+    grave = [line for line in lines if line[0] < "5" and not line[1].startswith("timer-starvation")]
+    assert not grave, "nothing that the hardening forbids"
 
     manager.run("systemctl", "reload", UNIT)
     wait_for(lambda: any("nothing changed" in text for _, text in manager.journal()))
