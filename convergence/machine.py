@@ -117,8 +117,6 @@ class Machine:
                 affinity.listed(state, event)
             case ClientsForgotten():
                 affinity.forgotten(state)
-            case Tick():
-                pass
         # Whatever came in: frames in quick succession must not keep the listening from ending.
         if isinstance(event, Tick) or (state.joining and state.stage is not Stage.STOPPED):
             self._tick()

@@ -162,7 +162,7 @@ def judge(
         if len(record.hosts) > 1:
             asked = asked_s.get((record.client, record.port), ())
             moment_s = max((at_s for at_s in asked if at_s <= record.at_s), default=record.at_s)
-            act = _act_over(played, moment_s, moment_s, slack_s)
+            act = _act_over(played, moment_s, slack_s)
             ended_s = act.undone_s if act is not None and act.act.kind in SPLITS else None
             if ended_s is not None and moment_s <= ended_s + merge_s:
                 judgement.twice_in_merges += 1
@@ -175,12 +175,10 @@ def judge(
     return judgement
 
 
-def _act_over(
-    played: Sequence[Played], from_s: float, until_s: float, slack_s: float
-) -> Played | None:
-    """The latest act that has to do with what went on between two moments."""
+def _act_over(played: Sequence[Played], at_s: float, slack_s: float) -> Played | None:
+    """The latest act that has to do with what went on at that moment."""
     for each in reversed(played):
-        if each.began_s <= until_s and from_s <= each.converged_s + slack_s:
+        if each.began_s <= at_s <= each.converged_s + slack_s:
             return each
     return None
 
